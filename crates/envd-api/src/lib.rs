@@ -1,0 +1,1 @@
+//! The envd wire types, shared by the agent, the server and the tests.

@@ -1,0 +1,1 @@
+//! The reverse proxy from clients to ports in sandboxes.

@@ -1,0 +1,1 @@
+//! Virtual machines: QEMU processes, their capture, their warm pool.

@@ -1,0 +1,1 @@
+//! Network namespaces, taps and egress rules of sandboxes.

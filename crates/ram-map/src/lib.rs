@@ -1,0 +1,1 @@
+//! Preloaded into QEMU: maps guest RAM private over an immutable snapshot.

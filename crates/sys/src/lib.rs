@@ -1,0 +1,1 @@
+//! Safe wrappers over the Linux calls that need unsafe code.

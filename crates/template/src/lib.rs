@@ -1,0 +1,1 @@
+//! Root file systems and the templates made from them.

@@ -1,0 +1,2 @@
+//! The `torpor` binary.
+fn main() {}

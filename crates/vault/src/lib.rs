@@ -1,0 +1,1 @@
+//! The store of snapshots on a node: clone, publish, verify, remove.
