@@ -1,1 +1,8 @@
-//! REST API, authentication, sandbox lifecycle.
+//! The control plane: the REST API that clients speak, who may speak it, and the life of every sandbox.
+//!
+//! - [`registry`] is the database: teams, keys, templates, sandboxes. It records every intent before it is acted on.
+//! - [`lifecycle`] owns the sandboxes: one actor each, which alone changes its state.
+//! - `http` translates the wire protocol to and from `lifecycle`.
+
+pub mod lifecycle;
+pub mod registry;

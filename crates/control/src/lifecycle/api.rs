@@ -1,0 +1,171 @@
+//! What the rest of the control plane asks of the sandboxes, and what it is answered.
+//!
+//! Everything here is plain data: the wire protocol (field names, defaults, status codes) is the business of
+//! `http`, machines and snapshots the business of the actors.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use torpor_types::{SandboxId, Shape, TemplateId};
+
+/// Seconds a sandbox lives when its creator (or whoever resumes it) does not say.
+pub const DEFAULT_TIMEOUT_S: i64 = 300;
+
+/// What happens when a running sandbox reaches its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// It is destroyed.
+    Kill,
+    /// It is paused, as by an explicit pause.
+    Pause,
+}
+
+/// A request for a new sandbox.
+#[derive(Debug, Clone)]
+pub struct CreateSandbox {
+    /// The template's id or name.
+    pub template: String,
+    /// Seconds until the deadline; must be greater than 0 and within the server's maximum.
+    pub timeout_s: i64,
+    /// What happens at the deadline.
+    pub on_timeout: OnTimeout,
+    /// Whether traffic to the paused sandbox resumes it.
+    pub auto_resume: bool,
+    /// Whether the agent demands an access token.
+    pub secure: bool,
+    /// Whether the sandbox reaches the internet (where the host has it).
+    pub allow_internet: bool,
+    /// Free text by which clients find their sandboxes again.
+    pub metadata: BTreeMap<String, String>,
+    /// Environment variables of every process started in the sandbox.
+    pub env_vars: BTreeMap<String, String>,
+}
+
+/// The state the protocol shows: everything is one of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VisibleState {
+    /// It answers, or is about to.
+    Running,
+    /// It is (being) paused and waits to be resumed.
+    Paused,
+}
+
+impl VisibleState {
+    /// `running` or `paused`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VisibleState::Running => "running",
+            VisibleState::Paused => "paused",
+        }
+    }
+}
+
+/// One sandbox as a client may see it.
+#[derive(Debug, Clone)]
+pub struct SandboxView {
+    /// Its id, the same for its whole life.
+    pub id: SandboxId,
+    /// The template it was made from.
+    pub template_id: TemplateId,
+    /// That template's name.
+    pub template_name: String,
+    /// Running or paused.
+    pub state: VisibleState,
+    /// When it was created or last resumed.
+    pub started_at: Timestamp,
+    /// The deadline while running; the moment of the pause while paused.
+    pub end_at: Timestamp,
+    /// Its size.
+    pub shape: Shape,
+    /// What its agent implements of the envd protocol.
+    pub envd_version: String,
+    /// The token its agent demands; `None` for a sandbox created without `secure`.
+    pub access_token: Option<String>,
+    /// As given at creation.
+    pub metadata: BTreeMap<String, String>,
+    /// What happens at the deadline.
+    pub on_timeout: OnTimeout,
+    /// Whether traffic resumes it.
+    pub auto_resume: bool,
+    /// Whether it reaches the internet.
+    pub allow_internet: bool,
+    /// While paused: whether the pause would survive a power cut by now. While running: true.
+    pub durable: bool,
+}
+
+/// How a [`connect`](super::Sandboxes::connect) found the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connected {
+    /// It was running; its deadline was extended if the caller asked for a later one.
+    AlreadyRunning,
+    /// It was paused and has been resumed.
+    Resumed,
+}
+
+/// Why an operation on a sandbox was refused or failed. Unless a variant says otherwise nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// No such sandbox, or it belongs to another team.
+    #[error("The sandbox {0} was not found")]
+    NotFound(SandboxId),
+    /// The sandbox is paused and the operation needs it running.
+    #[error("The sandbox {0} is paused")]
+    Paused(SandboxId),
+    /// The sandbox is paused already.
+    #[error("The sandbox {0} is already paused")]
+    AlreadyPaused(SandboxId),
+    /// The sandbox is running already.
+    #[error("The sandbox {0} is already running")]
+    AlreadyRunning(SandboxId),
+    /// The sandbox is changing its state at the moment; try again.
+    #[error("The sandbox {0} is in transition; try again in a moment")]
+    InTransition(SandboxId),
+    /// No template of that id or name.
+    #[error("Template '{asked}' was not found. {}", known_templates(.known))]
+    TemplateNotFound {
+        /// What was asked for.
+        asked: String,
+        /// Names of the templates there are.
+        known: Vec<String>,
+    },
+    /// A timeout of 0 or less.
+    #[error("Timeout must be greater than 0")]
+    TimeoutNotPositive,
+    /// A timeout over the maximum.
+    #[error("Timeout cannot be greater than {max_hours} hours")]
+    TimeoutTooLong {
+        /// The maximum in hours.
+        max_hours: i64,
+    },
+    /// The vault has not enough room.
+    #[error(
+        "The vault has not enough room: {missing_bytes} bytes are missing. Remove sandboxes that are not needed, \
+         or enlarge the vault (torpor setup --vault-size)"
+    )]
+    NoRoom {
+        /// How many bytes more are needed.
+        missing_bytes: u64,
+    },
+    /// The sandbox could not be started or stopped. It is as it was before, or, where `lost` says so, gone.
+    #[error("{what}: {why}")]
+    Failed {
+        /// What was being done.
+        what: &'static str,
+        /// The cause, down to its root.
+        why: String,
+    },
+    /// The server is stopping.
+    #[error("The server is shutting down")]
+    ShuttingDown,
+    /// The database did not do as asked.
+    #[error("The database failed: {0}")]
+    Registry(#[from] crate::registry::RegistryError),
+}
+
+fn known_templates(known: &[String]) -> String {
+    if known.is_empty() {
+        "There are no templates yet: run `torpor setup`".to_owned()
+    } else {
+        format!("Templates here: {}", known.join(", "))
+    }
+}

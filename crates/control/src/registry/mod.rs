@@ -1,0 +1,74 @@
+//! The database: teams, keys, templates, sandboxes.
+//!
+//! SQLite in WAL mode with `synchronous=FULL`: a change that was answered is on disk. The server and the `torpor key`
+//! commands may have it open at the same time.
+
+mod keys;
+mod sandboxes;
+mod schema;
+mod templates;
+
+use std::path::Path;
+
+pub use keys::{KeyRow, TeamRow};
+pub use sandboxes::{SandboxRecord, SandboxRow, StoredState};
+use sqlx::SqlitePool;
+pub use templates::TemplateRow;
+
+/// Handle to the database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    pool: SqlitePool,
+}
+
+/// The database did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The file cannot be opened or created.
+    #[error("cannot open {path}: {source}")]
+    Open {
+        /// The database file.
+        path: String,
+        /// What SQLite said.
+        source: sqlx::Error,
+    },
+    /// A newer Torpor wrote it.
+    #[error(
+        "{path} has schema version {found}, this torpor knows up to {known}: use the newer torpor that wrote it"
+    )]
+    TooNew {
+        /// The database file.
+        path: String,
+        /// Its version.
+        found: i64,
+        /// The newest version known here.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// A row holds what this version cannot read.
+    #[error("row {id} of {table} cannot be read: {why}")]
+    Corrupt {
+        /// Which table.
+        table: &'static str,
+        /// Which row.
+        id: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// Opens (creating or upgrading) `torpor.db` in `data_dir`, readable by its owner only.
+    ///
+    /// # Errors
+    /// [`RegistryError::Open`] when the file cannot be created, locked or read, [`RegistryError::TooNew`] when a
+    /// newer version wrote it.
+    pub async fn open(data_dir: &Path) -> Result<Registry, RegistryError> {
+        let pool = schema::open(&data_dir.join("torpor.db")).await?;
+        Ok(Registry { pool })
+    }
+}
