@@ -6,7 +6,9 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Not root.
-    #[error("setting up sandbox networks needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN): run the server as root")]
+    #[error(
+        "setting up sandbox networks needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN): run the server as root"
+    )]
     NotRoot,
     /// No tap devices.
     #[error("/dev/net/tun cannot be opened ({0}): load the kernel module with `modprobe tun`")]
@@ -31,7 +33,9 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// Every address pair is in use.
-    #[error("all {slots} address pairs of the pool {pool} are in use: pause or kill sandboxes, or configure a larger pool")]
+    #[error(
+        "all {slots} address pairs of the pool {pool} are in use: pause or kill sandboxes, or configure a larger pool"
+    )]
     PoolExhausted {
         /// The pool.
         pool: ipnet::Ipv4Net,
