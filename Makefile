@@ -1,0 +1,22 @@
+# Everything a user types first. The work is in scripts/, one readable file per command.
+
+.PHONY: help demo demo-stop test build
+
+help:
+	@echo 'make demo          set everything up, run the two demo programs, print what they saw, take it all away'
+	@echo 'make demo KEEP=1   the same, and leave the server running for you'
+	@echo 'make demo-stop     stop a server that KEEP=1 left running'
+	@echo 'make test          run every test there is, then check that nothing was left behind'
+	@echo 'make build         release binaries only: target/release/torpor'
+
+demo:
+	@KEEP='$(KEEP)' scripts/demo
+
+demo-stop:
+	@scripts/demo stop
+
+test:
+	@scripts/test
+
+build:
+	cargo build --release --workspace --locked
