@@ -1,1 +1,265 @@
-//! Preloaded into QEMU: maps guest RAM private over an immutable snapshot.
+//! Preloaded into QEMU (`LD_PRELOAD`): keeps guest RAM private, and lays a snapshot's memory under it at claim time.
+//!
+//! QEMU is told that guest RAM is a *shared* mapping of a file (`memory-backend-file,share=on`), because only then does
+//! the migration capability `x-ignore-shared` leave RAM out of the device state. The file is an empty memfd, the
+//! *placeholder*. This library does two things behind QEMU's back:
+//!
+//! 1. The mapping of the placeholder becomes `MAP_PRIVATE`, and its address and length are remembered.
+//! 2. A thread answers requests on an inherited `SOCK_SEQPACKET` socket, one datagram each way:
+//!
+//!    ```text
+//!    request  "w"                 where is guest RAM?
+//!             "m" + SCM_RIGHTS fd map this memory file (opened read-only), privately, over guest RAM
+//!    answer   errno u64 | address u64 | length u64      in the machine's byte order; errno 0 is success
+//!    ```
+//!
+//! Pages the guest writes become anonymous pages of that mapping, which the host finds in `/proc/PID/pagemap`; pages
+//! it only reads stay in the page cache, shared by all machines of one snapshot.
+//!
+//! QEMU's own discards (balloon, free-page reporting) punch holes with `fallocate` in the file it believes is guest
+//! RAM, then `madvise(MADV_DONTNEED)` the range. The file it holds is the placeholder and never the snapshot's memory,
+//! so the first has no effect on a snapshot and the second drops the private pages, which is what is wanted: nothing
+//! needs to be done here.
+//!
+//! Both file descriptors are named in the environment: [`PLACEHOLDER`] and [`SOCKET`]. Without them the library is
+//! inert.
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Environment variable: descriptor of the placeholder memfd.
+const PLACEHOLDER: &str = "TORPOR_RAM_FD";
+/// Environment variable: descriptor of the request socket.
+const SOCKET: &str = "TORPOR_RAM_SOCKET";
+
+/// Device and inode of the placeholder, known before QEMU's `main` runs.
+static PLACEHOLDER_FILE: OnceLock<FileIdentity> = OnceLock::new();
+/// Where QEMU mapped guest RAM; both 0 until it did.
+static ADDRESS: AtomicUsize = AtomicUsize::new(0);
+static LENGTH: AtomicUsize = AtomicUsize::new(0);
+
+/// What makes two descriptors the same file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+/// An answer on the wire: errno, address, length.
+type Answer = [u64; 3];
+
+// Runs before QEMU's `main`, on its only thread.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+extern "C" fn start() {
+    let (Some(placeholder), Some(socket)) = (fd_from_env(PLACEHOLDER), fd_from_env(SOCKET)) else { return };
+    let Some((identity, _)) = identify(placeholder) else { return };
+    if PLACEHOLDER_FILE.set(identity).is_err() {
+        return;
+    }
+    // SAFETY: the descriptor was passed for this library alone; nothing else in the process owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    with_signals_blocked(|| {
+        // A thread that could not be started shows as a socket that is closed: the server reports it.
+        let _ = std::thread::Builder::new().name("ram-map".into()).stack_size(64 << 10).spawn(move || serve(&socket));
+    });
+}
+
+/// `mmap`, except that the placeholder is mapped private.
+///
+/// # Safety
+/// As for `mmap(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap(
+    address: *mut c_void,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    let is_ram = fd >= 0
+        && flags & libc::MAP_TYPE != libc::MAP_PRIVATE
+        && PLACEHOLDER_FILE.get().is_some_and(|ram| identify(fd).is_some_and(|(file, _)| file == *ram));
+    let flags = if is_ram { private(flags) } else { flags };
+    // SAFETY: the caller's arguments, but for a weaker kind of sharing; same contract as mmap(2).
+    let mapped = unsafe { libc::syscall(libc::SYS_mmap, address, length, protection, flags, fd, offset) };
+    if is_ram && mapped != -1 {
+        LENGTH.store(length, Ordering::Relaxed);
+        ADDRESS.store(mapped as usize, Ordering::Release);
+    }
+    mapped as *mut c_void
+}
+
+/// The name under which programs built for 64-bit file offsets call [`mmap`].
+///
+/// # Safety
+/// As for `mmap(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap64(
+    address: *mut c_void,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    // SAFETY: the caller keeps the contract of mmap(2).
+    unsafe { mmap(address, length, protection, flags, fd, offset) }
+}
+
+/// The same mapping flags with private instead of shared, and no swap reserved for pages that may never be written.
+fn private(flags: c_int) -> c_int {
+    (flags & !libc::MAP_TYPE) | libc::MAP_PRIVATE | libc::MAP_NORESERVE
+}
+
+fn fd_from_env(name: &str) -> Option<RawFd> {
+    std::env::var(name).ok()?.parse().ok().filter(|fd| *fd >= 0)
+}
+
+/// Which file a descriptor is, and its size in bytes.
+fn identify(fd: RawFd) -> Option<(FileIdentity, usize)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is large enough for the kernel to fill.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: fstat succeeded, so it filled the whole structure.
+    let stat = unsafe { stat.assume_init() };
+    Some((FileIdentity { device: stat.st_dev, inode: stat.st_ino }, usize::try_from(stat.st_size).ok()?))
+}
+
+/// QEMU waits for its signals in its main loop; a thread that left them open would steal them.
+fn with_signals_blocked(action: impl FnOnce()) {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises `all` before it is read; `before` is filled by the first pthread_sigmask.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    action();
+    // SAFETY: `before` was filled above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+}
+
+/// Answers requests until the other end of the socket closes.
+fn serve(socket: &OwnedFd) {
+    while let Some((request, file)) = receive(socket) {
+        let answer = match (request, file) {
+            (b'w', None) => located(),
+            (b'm', Some(file)) => map(&file),
+            _ => failed(libc::EINVAL),
+        };
+        // SAFETY: the pointer and the length are those of `answer`.
+        let sent = unsafe {
+            libc::send(
+                socket.as_raw_fd(),
+                (&raw const answer).cast(),
+                size_of::<Answer>(),
+                libc::MSG_NOSIGNAL | libc::MSG_EOR,
+            )
+        };
+        if sent < 0 {
+            return;
+        }
+    }
+}
+
+fn failed(errno: c_int) -> Answer {
+    [u64::from(errno.unsigned_abs()), 0, 0]
+}
+
+fn located() -> Answer {
+    match ADDRESS.load(Ordering::Acquire) {
+        0 => failed(libc::EAGAIN),
+        address => [0, address as u64, LENGTH.load(Ordering::Relaxed) as u64],
+    }
+}
+
+/// Lays a memory file over guest RAM, privately. The guest must not be running.
+fn map(file: &OwnedFd) -> Answer {
+    let (address, length) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
+    if address == 0 {
+        return failed(libc::EAGAIN);
+    }
+    match identify(file.as_raw_fd()) {
+        Some((_, size)) if size == length => {}
+        // Past the end of a shorter file, the first access would kill QEMU.
+        _ => return failed(libc::EMSGSIZE),
+    }
+    // SAFETY: the range is exactly the mapping QEMU made of the placeholder and never unmaps while it lives; QEMU
+    // treats guest RAM as memory that changes under it, so replacing its content breaks none of its assumptions.
+    let mapped = unsafe {
+        libc::syscall(
+            libc::SYS_mmap,
+            address,
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            0_i64,
+        )
+    };
+    if mapped == -1 { failed(last_errno()) } else { located() }
+}
+
+fn last_errno() -> c_int {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// One request: its byte and the file that came with it. `None` when the other end is gone.
+fn receive(socket: &OwnedFd) -> Option<(u8, Option<OwnedFd>)> {
+    let mut request = 0_u8;
+    // Room for one descriptor, aligned as a control message header must be.
+    let mut control = [0_u64; 8];
+    let mut part = libc::iovec { iov_base: (&raw mut request).cast(), iov_len: 1 };
+    // SAFETY: all-zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    loop {
+        // SAFETY: `message` points at buffers that outlive the call, with their true lengths.
+        match unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) } {
+            0 => return None,
+            -1 if last_errno() == libc::EINTR => {}
+            -1 => return None,
+            _ => break,
+        }
+    }
+    // SAFETY: recvmsg filled `message`; CMSG_FIRSTHDR gives null or a header inside `control`.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+    let file = header
+        .filter(|header| header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS)
+        // SAFETY: an SCM_RIGHTS message carries at least one descriptor, which from now on is ours alone.
+        .map(|header| unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<c_int>().read_unaligned()) });
+    Some((request, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_mapping_of_guest_ram_becomes_private_and_keeps_its_other_flags() {
+        let flags = private(libc::MAP_SHARED | libc::MAP_FIXED);
+        assert_eq!(flags, libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE);
+        assert_eq!(private(libc::MAP_SHARED_VALIDATE) & libc::MAP_TYPE, libc::MAP_PRIVATE);
+    }
+
+    #[test]
+    fn two_descriptors_of_one_file_are_the_same_and_of_two_files_are_not() {
+        let one = std::fs::File::open("/proc/self/exe").unwrap();
+        let again = std::fs::File::open("/proc/self/exe").unwrap();
+        let other = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(identify(one.as_raw_fd()), identify(again.as_raw_fd()));
+        assert_ne!(identify(one.as_raw_fd()), identify(other.as_raw_fd()));
+    }
+}

@@ -1,1 +1,18 @@
 //! Safe wrappers over the Linux calls that need unsafe code.
+
+pub mod netns;
+pub mod tap;
+
+mod pagemap;
+mod pass_fds;
+mod process_memory;
+mod session;
+mod tsc;
+mod uring;
+
+pub use pagemap::{PageRun, anonymous_pages};
+pub use pass_fds::send_with_fds;
+pub use process_memory::read_process_memory;
+pub use session::in_new_session;
+pub use tsc::tsc_khz;
+pub use uring::io_uring_works;
