@@ -168,14 +168,19 @@ mod base64_bytes {
     use base64::{Engine, engine::general_purpose::STANDARD};
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match bytes {
             Some(bytes) => serializer.serialize_str(&STANDARD.encode(bytes)),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| STANDARD.decode(text).map_err(D::Error::custom)).transpose()
     }
@@ -212,7 +217,8 @@ mod tests {
 
     #[test]
     fn a_written_file_without_metadata_has_three_keys() {
-        let file = WrittenFile { path: "/a".into(), name: "a".into(), r#type: WrittenType::File, metadata: None };
+        let file =
+            WrittenFile { path: "/a".into(), name: "a".into(), r#type: WrittenType::File, metadata: None };
         assert_eq!(serde_json::to_string(&file).unwrap(), r#"{"path":"/a","name":"a","type":"file"}"#);
     }
 }

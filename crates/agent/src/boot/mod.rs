@@ -1,0 +1,1 @@
+//! From the kernel's first process to a serving agent.

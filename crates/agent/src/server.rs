@@ -1,0 +1,119 @@
+//! The agent's HTTP server: every endpoint on one port, over HTTP/1.1 and HTTP/2 without TLS.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, post},
+    serve::ListenerExt,
+};
+use connectrpc::{ConnectRpcService, Limits};
+use http::{HeaderMap, StatusCode, header::USER_AGENT};
+use tokio::net::TcpListener;
+use torpor_envd_api::{
+    LEGACY_USER_AGENT,
+    http::{DEFAULT_KEEPALIVE_SECONDS, KEEPALIVE_HEADER},
+};
+use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer};
+
+use crate::{auth, files, init, metrics, process, state::AgentState};
+
+/// The shared state, as handlers take it.
+pub type Shared = Arc<AgentState>;
+
+/// The largest RPC message; input for processes comes in such.
+const MAX_MESSAGE_BYTES: usize = 256 << 20;
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
+    let listener = listener.tap_io(|stream| {
+        // Answers are small and latency is what clients see.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        if let Err(error) = keep_alive(stream) {
+            tracing::debug!(%error, "TCP keepalive");
+        }
+    });
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+}
+
+/// Every endpoint.
+pub fn router(state: Shared, processes: Arc<process::Processes>) -> Router {
+    let connect = connectrpc::Router::new();
+    let connect = process::register(connect, state.clone(), processes.clone());
+    let connect = files::register(connect, state.clone());
+    let limits = Limits::unlimited()
+        .with_max_message_size(MAX_MESSAGE_BYTES)
+        .with_max_request_body_size(MAX_MESSAGE_BYTES);
+    let connect = ConnectRpcService::new(connect).with_limits(limits);
+
+    Router::new()
+        .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/envs", get(envs))
+        .route("/metrics", get(metrics::get))
+        .with_state(state.clone())
+        .merge(
+            Router::new()
+                .route("/init", post(init::post))
+                .with_state(init::Init::new(state.clone(), processes)),
+        )
+        .merge(files::http_routes(state.clone()))
+        .fallback_service(connect)
+        .layer(middleware::from_fn(no_zero_timeout))
+        .layer(middleware::from_fn_with_state(state, auth::require_token))
+        .layer(cors())
+}
+
+/// Whether the client is one of the first Python SDKs, see [`LEGACY_USER_AGENT`].
+pub fn is_legacy(headers: &HeaderMap) -> bool {
+    headers.get(USER_AGENT).is_some_and(|agent| agent == LEGACY_USER_AGENT)
+}
+
+/// How long a stream may be silent before the client wants a keepalive event.
+pub fn keepalive_interval(headers: &HeaderMap) -> Duration {
+    let seconds = headers
+        .get(KEEPALIVE_HEADER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.trim().parse().ok())
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or(DEFAULT_KEEPALIVE_SECONDS);
+    Duration::from_secs(seconds)
+}
+
+async fn envs(State(state): State<Shared>) -> Json<std::collections::BTreeMap<String, String>> {
+    Json(state.settings().global_envs())
+}
+
+/// In the envd protocol a timeout of zero is none; in Connect's it would have passed already.
+async fn no_zero_timeout(mut request: Request, next: Next) -> Response {
+    const TIMEOUT: &str = "connect-timeout-ms";
+    let zero = |value: &http::HeaderValue| value.as_bytes().iter().all(|digit| *digit == b'0');
+    if request.headers().get(TIMEOUT).is_some_and(zero) {
+        request.headers_mut().remove(TIMEOUT);
+    }
+    next.run(request).await
+}
+
+/// Browsers may use everything from anywhere; the access token protects, not the origin.
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(Any)
+        .max_age(Duration::from_secs(7200))
+}
+
+/// Lets the kernel find out about clients that vanished without a word, as they do when the machine is continued
+/// from a snapshot.
+fn keep_alive(stream: &tokio::net::TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(30))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(stream, 3)
+}
