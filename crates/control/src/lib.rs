@@ -2,7 +2,9 @@
 //!
 //! - [`registry`] is the database: teams, keys, templates, sandboxes. It records every intent before it is acted on.
 //! - [`lifecycle`] owns the sandboxes: one actor each, which alone changes its state.
+//! - [`timings`] tells where the time of a request went.
 //! - `http` translates the wire protocol to and from `lifecycle`.
 
 pub mod lifecycle;
 pub mod registry;
+pub mod timings;

@@ -1,19 +1,55 @@
 //! The life of every sandbox: create, pause, resume, kill, and the deadline.
+//!
+//! One actor per sandbox ([`actor`]) alone changes that sandbox's state. It writes each intent to the registry before it
+//! takes the step that cannot be taken back, and publishes what it did as a [`Status`] that everybody else only reads:
+//! listings and the gateway never wait behind an operation.
+//!
+//! ```text
+//!  http ──► Sandboxes ──command──► actor ──► registry (intent, outcome)
+//!  gateway ─► (reads Status) ◄──publishes── │
+//!                                           ├──► launch: snapshot → machine → agent
+//!                                           └──► save: stopped machine → snapshot (in the background)
+//! ```
+//!
+//! A pause is answered when the machine is stopped and its state captured. Saving follows at once; until it is
+//! done the stopped machine is kept, and a resume costs a `cont`.
 
+mod actor;
 pub mod api;
+mod deadline;
+mod guest;
+mod launch;
+mod node;
+mod reconcile;
+mod save;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
 use torpor_network::Connector;
 use torpor_types::{SandboxId, TeamId};
+use tracing::Instrument;
 
-pub use api::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, VisibleState};
+use self::actor::{Command, Operation};
+use self::node::Node;
+use crate::registry::{SandboxRecord, SandboxRow, StoredState};
+
+pub use api::{
+    Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView, VisibleState,
+};
+pub use node::{NodeOptions, StartError};
+pub use reconcile::Reconciled;
+
+/// How long traffic waits for a sandbox that is changing its state before it is told to try again.
+const TRANSITION_LIMIT: Duration = Duration::from_secs(30);
 
 /// Handle to all sandboxes of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Sandboxes {
-    #[allow(dead_code)]
-    inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
 /// Where the traffic of a running sandbox goes.
@@ -25,94 +61,263 @@ pub struct Route {
     pub closed: tokio_util::sync::CancellationToken,
 }
 
+struct Inner {
+    node: Arc<Node>,
+    entries: Entries,
+}
+
+type Entries = Arc<RwLock<HashMap<SandboxId, Entry>>>;
+
+/// A sandbox as the others see it: where to send commands, and what is known of it.
+#[derive(Clone)]
+struct Entry {
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+}
+
+/// What an actor publishes of its sandbox.
+#[derive(Clone)]
+struct Status {
+    row: Arc<SandboxRow>,
+    /// Present while the machine runs and its agent knows who it is.
+    route: Option<Route>,
+    /// Whether everything up to the last pause is on disk.
+    durable: bool,
+    /// Destroyed; the entry is about to vanish.
+    gone: bool,
+}
+
 // === impl Sandboxes ===
 
 impl Sandboxes {
+    /// Takes over what an earlier server left (machines that still run, sandboxes that are paused) and starts to serve.
+    ///
+    /// # Errors
+    /// [`StartError`] when the registry or the machines cannot be read.
+    pub async fn start(options: NodeOptions) -> Result<(Sandboxes, Reconciled), StartError> {
+        let node = Arc::new(Node::start(options).await?);
+        let entries = Entries::default();
+        let reconciled = reconcile::reconcile(&node, &entries).await?;
+        node.warm_up().await;
+        Ok((Sandboxes { inner: Arc::new(Inner { node, entries }) }, reconciled))
+    }
+
     /// Creates a sandbox and answers when its agent is ready.
-    pub async fn create(
-        &self,
-        _team: &TeamId,
-        _request: CreateSandbox,
-    ) -> Result<SandboxView, LifecycleError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// [`LifecycleError::TemplateNotFound`], a timeout out of range, [`LifecycleError::NoRoom`], or
+    /// [`LifecycleError::Failed`]; nothing is left of the sandbox then.
+    pub async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError> {
+        let (node, entries, team) = (self.inner.node.clone(), self.inner.entries.clone(), team.clone());
+        // A task of its own: a client that hangs up must not leave a half-made sandbox.
+        let creation = async move { actor::create(&node, &entries, team, request).await.map(|s| s.view(&node)) };
+        tokio::spawn(creation.in_current_span()).await.unwrap_or(Err(LifecycleError::ShuttingDown))
     }
 
     /// All sandboxes of a team, in no order. Killed and expired ones are never among them.
-    pub async fn list(&self, _team: &TeamId) -> Vec<SandboxView> {
-        unimplemented!()
+    pub async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
+        let now = Timestamp::now();
+        let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        entries
+            .values()
+            .map(|entry| entry.status.borrow())
+            .filter(|status| status.row.team_id == *team && status.is_visible(now))
+            .map(|status| status.view(&self.inner.node))
+            .collect()
     }
 
     /// One sandbox.
-    pub async fn get(&self, _team: &TeamId, _id: &SandboxId) -> Result<SandboxView, LifecycleError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`].
+    pub async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
+        let entry = self.entry(team, id)?;
+        let status = entry.status.borrow();
+        Ok(status.view(&self.inner.node))
     }
 
-    /// Pauses. Concurrent pauses join; on a paused sandbox [`LifecycleError::AlreadyPaused`]. With `wait_durable`
-    /// it answers only when the pause would survive a power cut.
-    pub async fn pause(
-        &self,
-        _team: &TeamId,
-        _id: &SandboxId,
-        _wait_durable: bool,
-    ) -> Result<(), LifecycleError> {
-        unimplemented!()
+    /// Pauses. Concurrent pauses join. With `wait_durable` it answers only when the pause would survive a power cut.
+    ///
+    /// # Errors
+    /// [`LifecycleError::AlreadyPaused`], [`LifecycleError::NotFound`], [`LifecycleError::NoRoom`] (the sandbox runs
+    /// on), [`LifecycleError::Failed`] (it runs on, or is at its last durable pause).
+    pub async fn pause(&self, team: &TeamId, id: &SandboxId, wait_durable: bool) -> Result<(), LifecycleError> {
+        self.ask(team, id, |reply| Operation::Pause { wait_durable, reply }).await
     }
 
-    /// Resumes a paused sandbox; on a running one [`LifecycleError::AlreadyRunning`]. `on_timeout` overrides
-    /// what was chosen at creation (old SDKs send `autoPause` here).
+    /// Resumes a paused sandbox. `on_timeout` overrides what was chosen at creation (old SDKs send
+    /// `autoPause` here). Concurrent resumes join.
+    ///
+    /// # Errors
+    /// [`LifecycleError::AlreadyRunning`], [`LifecycleError::NotFound`], a timeout out of range,
+    /// [`LifecycleError::Failed`] (it is paused as before).
     pub async fn resume(
         &self,
-        _team: &TeamId,
-        _id: &SandboxId,
-        _timeout_s: i64,
-        _on_timeout: Option<OnTimeout>,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        on_timeout: Option<OnTimeout>,
     ) -> Result<SandboxView, LifecycleError> {
-        unimplemented!()
+        deadline::check_timeout(timeout_s, self.inner.node.max_timeout_s)?;
+        let operation = |reply| Operation::Resume { timeout_s, on_timeout, must_be_paused: true, reply };
+        self.ask(team, id, operation).await.map(|(view, _)| view)
     }
 
     /// Resumes if paused; if running only extends the deadline, never shortens it. Concurrent calls join.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`], a timeout over the maximum, [`LifecycleError::Failed`] (it is paused as before).
     pub async fn connect(
         &self,
-        _team: &TeamId,
-        _id: &SandboxId,
-        _timeout_s: i64,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
-        unimplemented!()
+        deadline::check_maximum(timeout_s, self.inner.node.max_timeout_s)?;
+        let operation =
+            |reply| Operation::Resume { timeout_s, on_timeout: None, must_be_paused: false, reply };
+        self.ask(team, id, operation).await
     }
 
     /// Sets the deadline to now + `timeout_s`; 0 or less expires it at once.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`] (also for a paused sandbox, which has no deadline),
+    /// [`LifecycleError::TimeoutTooLong`] if it has run for the maximum already.
     pub async fn set_timeout(
         &self,
-        _team: &TeamId,
-        _id: &SandboxId,
-        _timeout_s: i64,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
     ) -> Result<(), LifecycleError> {
-        unimplemented!()
+        self.ask(team, id, |reply| Operation::SetTimeout { timeout_s, reply }).await
     }
 
     /// Moves the deadline to at least now + `duration_s` (minimum 15 s); never shortens.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`], also for a paused sandbox.
     pub async fn refresh(
         &self,
-        _team: &TeamId,
-        _id: &SandboxId,
-        _duration_s: i64,
+        team: &TeamId,
+        id: &SandboxId,
+        duration_s: i64,
     ) -> Result<(), LifecycleError> {
-        unimplemented!()
+        self.ask(team, id, |reply| Operation::Refresh { duration_s, reply }).await
     }
 
     /// Destroys it, running or paused, with all its snapshots.
-    pub async fn kill(&self, _team: &TeamId, _id: &SandboxId) -> Result<(), LifecycleError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`].
+    pub async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError> {
+        self.ask(team, id, |reply| Operation::Kill { reply }).await
     }
 
-    /// Where traffic for the sandbox goes, for the gateway; not bound to a team (the sandbox's own token guards it).
-    /// Paused, killed and unknown are [`LifecycleError::NotFound`]; changing state is [`LifecycleError::InTransition`].
-    pub async fn route(&self, _id: &SandboxId) -> Result<Route, LifecycleError> {
-        unimplemented!()
+    /// Where traffic for the sandbox goes, for the gateway; not bound to a team (the sandbox's own token
+    /// guards it). Waits while the sandbox changes its state.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`] for paused, killed and unknown ones, [`LifecycleError::InTransition`] when the
+    /// change takes too long.
+    pub async fn route(&self, id: &SandboxId) -> Result<Route, LifecycleError> {
+        let not_found = || LifecycleError::NotFound(id.clone());
+        let mut entry = self.find(id).ok_or_else(not_found)?;
+        let settled = entry.status.wait_for(|status| status.is_settled());
+        match tokio::time::timeout(TRANSITION_LIMIT, settled).await {
+            Err(_) => Err(LifecycleError::InTransition(id.clone())),
+            Ok(Err(_)) => Err(not_found()),
+            Ok(Ok(status)) => status.route.clone().ok_or_else(not_found),
+        }
     }
 
-    /// The last lines of the guest's console.
-    pub async fn console_log(&self, _team: &TeamId, _id: &SandboxId) -> Result<String, LifecycleError> {
-        unimplemented!()
+    /// The last lines of the guest's console (at most 64 KiB); empty while it is paused and saved.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`].
+    pub async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError> {
+        let entry = self.entry(team, id)?;
+        let machine = entry.status.borrow().row.machine_id.clone();
+        Ok(machine.map(|machine| self.inner.node.machines.console_log(&machine)).unwrap_or_default())
+    }
+
+    fn find(&self, id: &SandboxId) -> Option<Entry> {
+        let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        entries.get(id).cloned()
+    }
+
+    fn entry(&self, team: &TeamId, id: &SandboxId) -> Result<Entry, LifecycleError> {
+        let entry = self.find(id).filter(|entry| {
+            let status = entry.status.borrow();
+            status.row.team_id == *team && !status.gone && status.row.state != StoredState::Killing
+        });
+        entry.ok_or_else(|| LifecycleError::NotFound(id.clone()))
+    }
+
+    /// Sends an operation to the sandbox's actor and waits for its answer. The operation is carried out to its end even
+    /// if the caller stops waiting.
+    async fn ask<T>(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        operation: impl FnOnce(oneshot::Sender<Result<T, LifecycleError>>) -> Operation,
+    ) -> Result<T, LifecycleError> {
+        let entry = self.entry(team, id)?;
+        let (reply, answer) = oneshot::channel();
+        let command =
+            Command { arrived: Instant::now(), span: tracing::Span::current(), operation: operation(reply) };
+        // A closed channel on either side means that the sandbox was destroyed meanwhile.
+        entry.commands.send(command).await.map_err(|_| LifecycleError::NotFound(id.clone()))?;
+        answer.await.unwrap_or_else(|_| Err(LifecycleError::NotFound(id.clone())))
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    fn is_settled(&self) -> bool {
+        self.gone
+            || match self.row.state {
+                StoredState::Running => self.route.is_some(),
+                StoredState::Paused | StoredState::Killing => true,
+                StoredState::Creating | StoredState::Pausing | StoredState::Resuming => false,
+            }
+    }
+
+    fn is_visible(&self, now: Timestamp) -> bool {
+        let record = &self.row.record;
+        let expired = self.visible_state() == VisibleState::Running
+            && record.end_at <= now
+            && !record.pause_on_timeout;
+        !self.gone && !expired && !matches!(self.row.state, StoredState::Killing | StoredState::Creating)
+    }
+
+    fn visible_state(&self) -> VisibleState {
+        match self.row.state {
+            StoredState::Creating | StoredState::Running | StoredState::Resuming | StoredState::Killing => {
+                VisibleState::Running
+            }
+            StoredState::Pausing | StoredState::Paused => VisibleState::Paused,
+        }
+    }
+
+    fn view(&self, node: &Node) -> SandboxView {
+        let record: &SandboxRecord = &self.row.record;
+        SandboxView {
+            id: self.row.id.clone(),
+            template_id: record.template_id.clone(),
+            template_name: record.template_name.clone(),
+            state: self.visible_state(),
+            started_at: record.started_at,
+            end_at: record.end_at,
+            shape: record.shape,
+            envd_version: record.envd_version.clone(),
+            access_token: node.access_token(&self.row),
+            metadata: record.metadata.clone(),
+            on_timeout: if record.pause_on_timeout { OnTimeout::Pause } else { OnTimeout::Kill },
+            auto_resume: record.auto_resume,
+            allow_internet: record.allow_internet,
+            durable: self.durable,
+        }
     }
 }

@@ -1,0 +1,80 @@
+//! The one call the host makes into a guest that starts to run: `POST /init` to its agent.
+//!
+//! It carries what a snapshot cannot know: the time, fresh entropy, whose sandbox this is now. The agent answers 204
+//! when all of it is in effect.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use torpor_envd_api::http::InitRequest;
+use torpor_network::{AGENT_PORT, Connector};
+use torpor_types::SandboxId;
+
+use crate::registry::SandboxRecord;
+
+/// How long a guest may take to answer, in all. Generous: a host under heavy load is slow, not broken.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
+const ENTROPY_BYTES: usize = 32;
+
+/// Why a guest could not be told who it is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InitError {
+    #[error("the agent did not answer within {} s", LIMIT.as_secs())]
+    TimedOut,
+    #[error("no connection to the agent: {0}")]
+    Connect(#[from] std::io::Error),
+    #[error("the connection to the agent broke: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the agent answered {status}: {body}")]
+    Refused { status: u16, body: String },
+    #[error("the request to the agent could not be made: {0}")]
+    Request(String),
+}
+
+/// Tells the agent behind `connector` who it is, and waits until it is so.
+#[tracing::instrument(name = "guest.init", skip_all)]
+pub(super) async fn init(
+    connector: &Connector,
+    id: &SandboxId,
+    record: &SandboxRecord,
+    access_token: Option<String>,
+) -> Result<(), InitError> {
+    let mut entropy = [0u8; ENTROPY_BYTES];
+    rand::Rng::fill(&mut rand::rng(), &mut entropy[..]);
+    let request = InitRequest {
+        env_vars: Some(record.env_vars.clone()),
+        // The empty token: none is needed.
+        access_token: Some(access_token.unwrap_or_default()),
+        timestamp: Some(jiff::Timestamp::now()),
+        hostname: Some(id.to_string()),
+        entropy: Some(entropy.to_vec()),
+        sandbox_id: Some(id.to_string()),
+        template_id: Some(record.template_id.to_string()),
+        ..InitRequest::default()
+    };
+    let body = serde_json::to_vec(&request).map_err(|e| InitError::Request(e.to_string()))?;
+    tokio::time::timeout(LIMIT, post(connector, "/init", body)).await.map_err(|_| InitError::TimedOut)?
+}
+
+async fn post(connector: &Connector, path: &str, body: Vec<u8>) -> Result<(), InitError> {
+    let stream = connector.connect_within(AGENT_PORT, LIMIT).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = hyper::Request::post(path)
+        .header("host", "agent")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|e| InitError::Request(e.to_string()))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    driver.abort();
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(InitError::Refused { status: status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() })
+}

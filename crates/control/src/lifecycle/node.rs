@@ -1,0 +1,180 @@
+//! What all actors of this node share: registry, vault, machines, limits.
+
+use torpor_machine::{HostFacts, Machines};
+use torpor_types::{Shape, SnapshotId};
+use torpor_vault::{MachineFacts, Vault};
+
+use super::api::LifecycleError;
+use crate::registry::{Registry, RegistryError, SandboxRow, TemplateRow};
+
+/// Name of the node's secret from which access tokens are derived.
+const TOKEN_SECRET: &str = "access-token-key";
+
+/// What a node needs to run sandboxes.
+pub struct NodeOptions {
+    /// The database.
+    pub registry: Registry,
+    /// The store of snapshots.
+    pub vault: Vault,
+    /// The machines.
+    pub machines: Machines,
+    /// The longest a sandbox may run without being resumed, in seconds.
+    pub max_timeout_s: i64,
+    /// Machines kept ready for each template's shape.
+    pub warm_machines: usize,
+}
+
+/// The sandboxes of this node could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database did not do as asked.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The machines an earlier server left could not be looked through.
+    #[error("the machines of an earlier server could not be taken over: {0}")]
+    Machines(String),
+    /// The snapshots in the vault cannot be listed.
+    #[error(transparent)]
+    Vault(#[from] torpor_vault::ListError),
+}
+
+pub(super) struct Node {
+    pub(super) registry: Registry,
+    pub(super) vault: Vault,
+    pub(super) machines: Machines,
+    pub(super) max_timeout_s: i64,
+    warm_machines: usize,
+    token_key: [u8; 32],
+}
+
+// === impl Node ===
+
+impl Node {
+    pub(super) async fn start(options: NodeOptions) -> Result<Node, StartError> {
+        let fresh: [u8; 32] = rand::random();
+        let secret = options.registry.secret(TOKEN_SECRET, &fresh).await?;
+        Ok(Node {
+            token_key: *blake3::hash(&secret).as_bytes(),
+            registry: options.registry,
+            vault: options.vault,
+            machines: options.machines,
+            max_timeout_s: options.max_timeout_s,
+            warm_machines: options.warm_machines,
+        })
+    }
+
+    /// The token clients of the sandbox show to its agent: the same for the sandbox's whole life, another for every
+    /// sandbox, and derived rather than stored.
+    pub(super) fn access_token(&self, row: &SandboxRow) -> Option<String> {
+        row.record.secure.then(|| {
+            let hash = blake3::keyed_hash(&self.token_key, row.id.as_str().as_bytes());
+            hex::encode(&hash.as_bytes()[..20])
+        })
+    }
+
+    /// The template of that id or name; a `:tag` of `default` or `latest` is accepted.
+    pub(super) async fn template(&self, asked: &str) -> Result<TemplateRow, LifecycleError> {
+        let name = asked.strip_suffix(":default").or_else(|| asked.strip_suffix(":latest")).unwrap_or(asked);
+        if let Some(template) = self.registry.template(name).await? {
+            self.keep_warm(&template.shape);
+            return Ok(template);
+        }
+        let known = self.registry.templates().await?.into_iter().map(|template| template.name).collect();
+        Err(LifecycleError::TemplateNotFound { asked: asked.to_owned(), known })
+    }
+
+    /// Refuses when the vault cannot take `bytes` more without touching its reserve.
+    pub(super) fn require_room(&self, bytes: u64) -> Result<(), LifecycleError> {
+        self.vault
+            .require_room(bytes)
+            .map_err(|no_room| LifecycleError::NoRoom { missing_bytes: no_room.missing_bytes })
+    }
+
+    /// Has machines prepared for every template there is.
+    pub(super) async fn warm_up(&self) {
+        match self.registry.templates().await {
+            Ok(templates) => templates.iter().for_each(|template| self.keep_warm(&template.shape)),
+            Err(error) => tracing::warn!(%error, "no machines are kept ready: the templates cannot be listed"),
+        }
+    }
+
+    fn keep_warm(&self, shape: &Shape) {
+        self.machines.keep_warm(*shape, self.warm_machines);
+    }
+
+    /// Whether a template's build or a sandbox's pause starts from that snapshot, as far as the database knows.
+    pub(super) async fn referenced_snapshots(
+        &self,
+    ) -> Result<std::collections::HashSet<SnapshotId>, RegistryError> {
+        let templates = self.registry.templates().await?.into_iter().map(|template| template.snapshot_id);
+        let pauses = self.registry.sandboxes().await?.into_iter().filter_map(|row| row.snapshot_id);
+        Ok(templates.chain(pauses).collect())
+    }
+}
+
+/// Why memory of a machine like `snapshot` cannot be resumed on a host like `host`; `None` if it can.
+pub(super) fn mismatch(snapshot: &MachineFacts, host: &HostFacts) -> Option<String> {
+    let must_be_equal = [
+        ("accelerator", snapshot.accelerator.as_str(), host.accelerator.as_str()),
+        ("machine type", &snapshot.machine_type, &host.machine_type),
+        ("CPU model", &snapshot.cpu_model, &host.cpu_model),
+        ("QEMU version", &snapshot.qemu_version, &host.qemu_version),
+    ];
+    let differing = must_be_equal.into_iter().find(|(_, there, here)| there != here);
+    let (what, there, here) = match differing {
+        Some((what, there, here)) => (what, there.to_owned(), here.to_owned()),
+        None if !host.tsc_fits(snapshot.tsc_khz) => {
+            ("time stamp counter", format!("{} kHz", snapshot.tsc_khz), format!("{} kHz", host.tsc_khz))
+        }
+        None => return None,
+    };
+    Some(format!(
+        "its {what} is '{there}', this host's is '{here}', and memory cannot be carried from one to the other. \
+         A template is built anew by `torpor setup`; a paused sandbox can be resumed on a host like its first"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use torpor_types::Accelerator;
+
+    use super::*;
+
+    fn host() -> HostFacts {
+        HostFacts {
+            accelerator: Accelerator::Tcg,
+            machine_type: "microvm".to_owned(),
+            cpu_model: "max".to_owned(),
+            qemu_version: "10.0.2".to_owned(),
+            tsc_khz: 2_596_140,
+        }
+    }
+
+    fn snapshot() -> MachineFacts {
+        MachineFacts {
+            shape: Shape { vcpus: 1, memory_mib: 512, disk_mib: 8192 },
+            accelerator: Accelerator::Tcg,
+            machine_type: "microvm".to_owned(),
+            cpu_model: "max".to_owned(),
+            qemu_version: "10.0.2".to_owned(),
+            kernel_blake3: String::new(),
+            agent_version: "0.1.0".to_owned(),
+            tsc_khz: 2_596_103,
+        }
+    }
+
+    #[test]
+    fn memory_made_on_a_host_like_this_one_is_accepted() {
+        assert_eq!(mismatch(&snapshot(), &host()), None);
+    }
+
+    #[test]
+    fn memory_made_under_another_qemu_or_processor_is_refused_with_what_differs() {
+        let other_qemu = MachineFacts { qemu_version: "9.2.0".to_owned(), ..snapshot() };
+        let why = mismatch(&other_qemu, &host()).unwrap();
+        assert!(why.contains("QEMU version is '9.2.0', this host's is '10.0.2'"), "{why}");
+        let other_clock = MachineFacts { tsc_khz: 3_000_000, ..snapshot() };
+        let why = mismatch(&other_clock, &host()).unwrap();
+        assert!(why.contains("'3000000 kHz'"), "{why}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Saving a stopped machine as a snapshot, in the background.
+//!
+//! ```text
+//! copying:  clone base memory ─ write dirty pages ─ clone disk ─ write device state
+//! copied:   flush, sums, manifest, rename            (Vault: Staging::publish)
+//! ```
+//!
+//! A resume that comes while *copying* cancels the save: what was copied is no whole and is thrown away. One that comes
+//! later finds a whole, which the actor removes again, because the machine has run past it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use torpor_machine::{DeviceState, Machine};
+use torpor_types::SnapshotId;
+use torpor_vault::{Kind, ManifestDraft};
+
+use super::actor::{Event, chain};
+use super::launch::Note;
+use super::node::Node;
+use crate::registry::{RegistryError, SandboxRow};
+
+/// How long a save that failed waits before it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+const COPYING: u8 = 0;
+const COPIED: u8 = 1;
+const CANCELLED: u8 = 2;
+
+/// Why a stopped machine could not be saved. The machine is kept, so nothing is lost.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SaveError {
+    #[error("{0}")]
+    NoRoom(#[from] torpor_vault::NoRoom),
+    #[error("{step}: {why}")]
+    Step { step: &'static str, why: String },
+    #[error("the save was overtaken by a resume")]
+    Cancelled,
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// A save that is under way. Its result comes to the actor as an [`Event::Saved`].
+pub(super) struct Saving {
+    progress: Arc<AtomicU8>,
+}
+
+struct Job {
+    node: Arc<Node>,
+    row: SandboxRow,
+    machine: Machine,
+    /// `None`: the machine was found stopped by a new server, or saving it failed before; it knows its state.
+    state: Option<DeviceState>,
+    progress: Arc<AtomicU8>,
+}
+
+// === impl Saving ===
+
+impl Saving {
+    /// Stands for a save that has not been started yet.
+    pub(super) fn idle() -> Saving {
+        Saving { progress: Arc::new(AtomicU8::new(COPYING)) }
+    }
+
+    /// Starts saving at once.
+    pub(super) fn start(
+        node: Arc<Node>,
+        row: SandboxRow,
+        machine: Machine,
+        state: Option<DeviceState>,
+        epoch: u64,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Saving {
+        Self::after(Duration::ZERO, Job::new(node, row, machine, state), epoch, events)
+    }
+
+    /// Starts saving after a while, because it failed just now.
+    pub(super) fn retry(
+        node: Arc<Node>,
+        row: SandboxRow,
+        machine: Machine,
+        epoch: u64,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Saving {
+        Self::after(RETRY_AFTER, Job::new(node, row, machine, None), epoch, events)
+    }
+
+    fn after(delay: Duration, job: Job, epoch: u64, events: mpsc::UnboundedSender<Event>) -> Saving {
+        let progress = job.progress.clone();
+        let span = tracing::Span::current();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let blocking = tokio::task::spawn_blocking(move || span.in_scope(|| job.run()));
+            let result = blocking.await.unwrap_or_else(|panic| {
+                Err(SaveError::Step { step: "saving", why: format!("it panicked: {panic}") })
+            });
+            // An actor that ended wants no result; its sandbox is destroyed.
+            let _ = events.send(Event::Saved { epoch, result });
+        });
+        Saving { progress }
+    }
+
+    /// Stops the save if it has not copied everything yet.
+    pub(super) fn cancel(&self) {
+        let _ = self.progress.compare_exchange(COPYING, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+// === impl Job ===
+
+impl Job {
+    fn new(node: Arc<Node>, row: SandboxRow, machine: Machine, state: Option<DeviceState>) -> Job {
+        Job { node, row, machine, state, progress: Arc::new(AtomicU8::new(COPYING)) }
+    }
+
+    #[tracing::instrument(name = "sandbox.save", skip_all)]
+    fn run(self) -> Result<SnapshotId, SaveError> {
+        let Job { node, row, machine, state, progress } = self;
+        let cancelled = || progress.load(Ordering::Acquire) == CANCELLED;
+        node.vault.require_room(machine.private_bytes())?;
+        let note = Note::read(&machine).ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
+        let base = node.vault.get(&note.base).map_err(step("opening the snapshot the machine came from"))?;
+        let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
+        let base_memory = base.open_memory().map_err(step("opening the base memory"))?;
+        let memory = staging.clone_memory(&base_memory).map_err(step("cloning the base memory"))?;
+        let saved = machine.save_memory(&memory, &cancelled).map_err(step("saving dirtied memory"))?;
+        let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
+        staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
+        let state = match state {
+            Some(state) => state,
+            None => machine.captured_state().map_err(step("reading the captured device state"))?,
+        };
+        staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
+        if progress.compare_exchange(COPYING, COPIED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return Err(SaveError::Cancelled);
+        }
+        let subject = serde_json::json!({
+            "sandbox": { "id": row.id, "team_id": row.team_id, "record": row.record },
+        });
+        let draft = ManifestDraft {
+            kind: Kind::Pause,
+            created_at: Timestamp::now(),
+            machine: base.manifest().machine.clone(),
+            subject,
+        };
+        let snapshot = staging.publish(draft, Some(&base)).map_err(step("publishing the snapshot"))?;
+        tracing::info!(snapshot = %snapshot.id(), ?saved, "the pause is durable");
+        Ok(snapshot.id().clone())
+    }
+}
+
+fn step<E: std::error::Error + 'static>(step: &'static str) -> impl Fn(E) -> SaveError {
+    move |error| SaveError::Step { step, why: chain(&error) }
+}

@@ -1,0 +1,162 @@
+//! Settings: one list, from which the flags, the environment variables, the keys of `torpor.toml` and
+//! the page `docs/configuration.md` all come.
+//!
+//! A flag beats the environment, the environment beats the file, the file beats the default. The key in the file is
+//! the flag's name with `_` for `-`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::layout::{DEFAULT_DATA_DIR, DataDir};
+
+/// Address on which API and gateway listen by default.
+pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
+/// Longest life between two resumes by default, in hours.
+const DEFAULT_MAX_TIMEOUT_HOURS: u32 = 24;
+/// Machines kept ready for each template by default.
+const DEFAULT_WARM_MACHINES: usize = 2;
+
+/// Where the node's data is.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DataDirOption {
+    /// Directory for everything that must survive: database, snapshots, templates
+    #[arg(long, env = "TORPOR_DATA_DIR", default_value = DEFAULT_DATA_DIR, global = true)]
+    pub(crate) data_dir: PathBuf,
+}
+
+/// What a server can be told.
+#[derive(Debug, Clone, Default, PartialEq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[command(next_help_heading = "Server settings")]
+pub(crate) struct Settings {
+    /// Address and port of API and gateway [default: 127.0.0.1:3000]
+    #[arg(long, env = "TORPOR_LISTEN")]
+    pub(crate) listen: Option<SocketAddr>,
+
+    /// Domain under which sandboxes are reached as {port}-{id}.{domain}; may hold a port
+    #[arg(long, env = "TORPOR_DOMAIN")]
+    pub(crate) domain: Option<String>,
+
+    /// Longest time a sandbox may run without a resume, in hours [default: 24]
+    #[arg(long, env = "TORPOR_MAX_TIMEOUT_HOURS")]
+    pub(crate) max_timeout_hours: Option<u32>,
+
+    /// Machines kept ready for each template; more make bursts of creates quicker and cost 16 to 40 MB each
+    /// [default: 2]
+    #[arg(long, env = "TORPOR_WARM_MACHINES")]
+    pub(crate) warm_machines: Option<usize>,
+
+    /// What executes guests: auto, kvm or tcg [default: auto, as found at set-up]
+    #[arg(long, env = "TORPOR_ACCELERATOR")]
+    pub(crate) accelerator: Option<String>,
+
+    /// QEMU program [default: the one set-up found]
+    #[arg(long, env = "TORPOR_QEMU")]
+    pub(crate) qemu: Option<PathBuf>,
+
+    /// IPv4 network from which the host's ends of sandbox links get addresses [default: 10.201.0.0/16]
+    #[arg(long, env = "TORPOR_NETWORK_POOL")]
+    pub(crate) network_pool: Option<String>,
+
+    /// DNS resolver that sandboxes use [default: the host's]
+    #[arg(long, env = "TORPOR_RESOLVER")]
+    pub(crate) resolver: Option<IpAddr>,
+
+    /// What is logged, in tracing's filter syntax [default: info]
+    #[arg(long, env = "TORPOR_LOG")]
+    pub(crate) log: Option<String>,
+}
+
+/// The settings cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {cause}")]
+    Read { path: String, cause: std::io::Error },
+    /// The file is no valid TOML, or has a key that is not in the list.
+    #[error("{path}: {cause}\nThe keys are listed by `torpor serve --help` (with _ for -)")]
+    Parse { path: String, cause: Box<toml::de::Error> },
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// These settings (from flags and environment), with `torpor.toml` for what they leave open.
+    pub(crate) fn with_file(self, data_dir: &DataDir) -> Result<Settings, SettingsError> {
+        let path = data_dir.config();
+        let shown = path.display().to_string();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(self),
+            Err(cause) => return Err(SettingsError::Read { path: shown, cause }),
+        };
+        let file = toml::from_str(&text)
+            .map_err(|cause| SettingsError::Parse { path: shown, cause: Box::new(cause) })?;
+        Ok(self.or(file))
+    }
+
+    fn or(self, other: Settings) -> Settings {
+        Settings {
+            listen: self.listen.or(other.listen),
+            domain: self.domain.or(other.domain),
+            max_timeout_hours: self.max_timeout_hours.or(other.max_timeout_hours),
+            warm_machines: self.warm_machines.or(other.warm_machines),
+            accelerator: self.accelerator.or(other.accelerator),
+            qemu: self.qemu.or(other.qemu),
+            network_pool: self.network_pool.or(other.network_pool),
+            resolver: self.resolver.or(other.resolver),
+            log: self.log.or(other.log),
+        }
+    }
+
+    /// Where API and gateway listen.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        const LOOPBACK: SocketAddr =
+            SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3000);
+        self.listen.unwrap_or(LOOPBACK)
+    }
+
+    /// The longest life between two resumes, in seconds.
+    pub(crate) fn max_timeout_s(&self) -> i64 {
+        i64::from(self.max_timeout_hours.unwrap_or(DEFAULT_MAX_TIMEOUT_HOURS)) * 3600
+    }
+
+    /// Machines kept ready for each template.
+    pub(crate) fn warm_machines(&self) -> usize {
+        self.warm_machines.unwrap_or(DEFAULT_WARM_MACHINES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_dir(toml: &str, flags: Settings) -> Result<Settings, SettingsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::create(dir.path()).unwrap();
+        std::fs::write(data_dir.config(), toml).unwrap();
+        flags.with_file(&data_dir)
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let flags = Settings { warm_machines: Some(7), ..Settings::default() };
+        let settings = in_dir("warm_machines = 1\nlisten = \"0.0.0.0:80\"", flags).unwrap();
+        assert_eq!(settings.warm_machines(), 7);
+        assert_eq!(settings.listen().to_string(), "0.0.0.0:80");
+        assert_eq!(settings.max_timeout_s(), 86_400);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_by_name() {
+        let error = in_dir("warm_machine = 1", Settings::default()).unwrap_err().to_string();
+        assert!(error.contains("warm_machine"), "{error}");
+    }
+
+    #[test]
+    fn the_documented_default_address_is_the_one_used() {
+        assert_eq!(Settings::default().listen().to_string(), DEFAULT_LISTEN);
+    }
+}
