@@ -21,8 +21,10 @@
 
 mod check;
 mod connector;
+mod docker;
 mod error;
 mod host;
+mod inside;
 mod leftovers;
 mod links;
 mod namespace;

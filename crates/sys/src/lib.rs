@@ -1,6 +1,9 @@
 //! Safe wrappers over the Linux calls that need unsafe code.
 
+pub mod entropy;
+pub mod interface;
 pub mod netns;
+pub mod spawn;
 pub mod tap;
 
 mod pagemap;
