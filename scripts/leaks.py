@@ -25,8 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUR_PROGRAMS = re.compile(r"^(qemu-system|torpor|mmdebstrap|debootstrap|swtpm|virtiofsd)")
-OUR_NAMES = re.compile(r"torpor|qemu|debootstrap|^\.tmp")
-SHARED_DIRECTORIES = ["/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib"]
+# Shared directories, and the names there that can be ours. (Packages installed on the way may make /run/qemu.)
+OUR_NAMES = {
+    **dict.fromkeys(["/tmp", "/var/tmp", "/dev/shm"], re.compile(r"torpor|qemu|debootstrap|^\.tmp")),
+    **dict.fromkeys(["/run", "/run/lock", "/var/lib", "/var/cache"], re.compile(r"torpor")),
+}
 GRACE_SECONDS = 15
 
 
@@ -114,8 +117,8 @@ def control_groups() -> set[str]:
 
 def files() -> set[str]:
     found = set()
-    for directory in SHARED_DIRECTORIES:
-        found.update(f"{directory}/{name}" for name in listing(directory) if OUR_NAMES.search(name))
+    for directory, ours in OUR_NAMES.items():
+        found.update(f"{directory}/{name}" for name in listing(directory) if ours.search(name))
     for directory, names, plain in os.walk("/run/torpor"):
         found.update(os.path.join(directory, name) for name in names + plain)
     own = os.environ.get("TMPDIR")

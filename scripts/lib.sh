@@ -1,5 +1,6 @@
 # Shared by scripts/demo and scripts/test: progress, host packages, the toolchain, SDKs, and starting and
 # stopping a server. Sourced, not run; expects `set -euo pipefail` and $ROOT.
+# shellcheck shell=bash disable=SC2034
 
 CARGO_TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 TORPOR=$CARGO_TARGET/release/torpor
@@ -82,6 +83,19 @@ require_root() {
     [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "this host is $(uname -s) $(uname -m); Torpor runs on Linux x86_64"
 }
 
+# born PID: when a process started, in clock ticks since boot; with its number, that names it for good.
+born() { sed -n 's/.*) //p' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+
+# one_at_a_time FILE WHAT: ends this script if another one holds FILE. A file lock would be simpler, but machines that
+# outlive a killed run would inherit it.
+one_at_a_time() {
+    local file=$1 pid ticks
+    if read -r pid ticks 2>/dev/null <"$file" && [ "$(born "$pid")" = "$ticks" ] && [ "$pid" != $$ ]; then
+        die "another '$2' (pid $pid) is running in this directory; wait for it or interrupt it"
+    fi
+    printf '%s %s\n' $$ "$(born $$)" >"$file"
+}
+
 APT_UPDATED=
 apt_install() {
     command -v apt-get >/dev/null || die "this host has no apt-get. Please install by hand: $*"
@@ -99,7 +113,6 @@ host_packages() {
     [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
     command -v ld >/dev/null || missing+=(binutils)
     command -v protoc >/dev/null || missing+=(protobuf-compiler)
-    command -v flock >/dev/null || missing+=(util-linux)
     command -v ip >/dev/null || missing+=(iproute2)
     command -v python3 >/dev/null || missing+=(python3)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
