@@ -2,9 +2,12 @@
 //!
 //! - [`registry`] is the database: teams, keys, templates, sandboxes. It records every intent before it is acted on.
 //! - [`lifecycle`] owns the sandboxes: one actor each, which alone changes its state.
+//! - [`keys`] makes and checks API keys.
 //! - [`timings`] tells where the time of a request went.
-//! - `http` translates the wire protocol to and from `lifecycle`.
+//! - [`http`] translates the wire protocol to and from `lifecycle`.
 
+pub mod http;
+pub mod keys;
 pub mod lifecycle;
 pub mod registry;
 pub mod timings;

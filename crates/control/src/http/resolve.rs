@@ -1,0 +1,69 @@
+//! Tells the gateway the way to a sandbox.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use torpor_gateway::{Refusal, Resolve, Upstream};
+use torpor_types::SandboxId;
+
+use crate::lifecycle::{LifecycleError, Sandboxes};
+
+/// Routes to running sandboxes. Keeps one [`Upstream`], and with it the connections, for each run of a sandbox, and
+/// forgets it when the run ends.
+#[derive(Clone)]
+pub struct Routes {
+    sandboxes: Sandboxes,
+    upstreams: Arc<Mutex<HashMap<SandboxId, Upstream>>>,
+}
+
+// === impl Routes ===
+
+impl Routes {
+    /// The ways to `sandboxes`.
+    pub fn new(sandboxes: Sandboxes) -> Self {
+        Self { sandboxes, upstreams: Arc::default() }
+    }
+}
+
+impl Resolve for Routes {
+    async fn resolve(&self, id: &SandboxId) -> Result<Upstream, Refusal> {
+        let route = self.sandboxes.route(id).await.map_err(refusal)?;
+        let mut upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = upstreams.get(id).filter(|known| !known.is_closed()) {
+            return Ok(known.clone());
+        }
+        let closed = route.closed.clone();
+        let connector = route.connector;
+        let connect = move |port| {
+            let connector = connector.clone();
+            async move { connector.connect(port).await }
+        };
+        let upstream = Upstream::new(connect, route.closed);
+        upstreams.insert(id.clone(), upstream.clone());
+        let (all, id) = (Arc::clone(&self.upstreams), id.clone());
+        tokio::spawn(async move {
+            closed.cancelled().await;
+            // The connector holds the sandbox's network namespace: nothing of it may outlive the run.
+            let mut upstreams = all.lock().unwrap_or_else(PoisonError::into_inner);
+            if upstreams.get(&id).is_some_and(Upstream::is_closed) {
+                upstreams.remove(&id);
+            }
+        });
+        Ok(upstream)
+    }
+}
+
+fn refusal(error: LifecycleError) -> Refusal {
+    use LifecycleError as E;
+    match error {
+        E::NotFound(_) | E::Paused(_) | E::AlreadyPaused(_) => Refusal::NotFound,
+        E::InTransition(_) | E::AlreadyRunning(_) => Refusal::Transitioning,
+        E::TemplateNotFound { .. }
+        | E::TimeoutNotPositive
+        | E::TimeoutTooLong { .. }
+        | E::NoRoom { .. }
+        | E::Failed { .. }
+        | E::ShuttingDown
+        | E::Registry(_) => Refusal::Broken(error.to_string()),
+    }
+}

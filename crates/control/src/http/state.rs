@@ -1,0 +1,107 @@
+//! What the handlers work with.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use torpor_types::{SandboxId, TeamId};
+
+use crate::lifecycle::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes};
+use crate::registry::Registry;
+
+/// How the API presents itself.
+#[derive(Debug, Clone, Default)]
+pub struct ApiOptions {
+    /// The domain (with port, if not the usual one) under which `{port}-{id}.{domain}` reaches this server. Given to
+    /// clients with every sandbox; `None` leaves them the domain they were configured with.
+    pub domain: Option<String>,
+}
+
+/// Shared by all handlers.
+pub(super) struct ApiState {
+    pub(super) sandboxes: Arc<dyn Lifecycle>,
+    pub(super) registry: Registry,
+    pub(super) options: ApiOptions,
+}
+
+/// The operations of [`Sandboxes`] the API calls, which say there what they do. A seam, so that the wire protocol can
+/// be proven without starting machines.
+#[async_trait]
+pub(super) trait Lifecycle: Send + Sync {
+    async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError>;
+    async fn list(&self, team: &TeamId) -> Vec<SandboxView>;
+    async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError>;
+    async fn pause(&self, team: &TeamId, id: &SandboxId, wait_durable: bool) -> Result<(), LifecycleError>;
+    async fn resume(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        on_timeout: Option<OnTimeout>,
+    ) -> Result<SandboxView, LifecycleError>;
+    async fn connect(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+    ) -> Result<(SandboxView, Connected), LifecycleError>;
+    async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError>;
+    async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError>;
+    async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError>;
+    async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError>;
+}
+
+// === impl Sandboxes ===
+
+#[async_trait]
+impl Lifecycle for Sandboxes {
+    async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError> {
+        Sandboxes::create(self, team, request).await
+    }
+
+    async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
+        Sandboxes::list(self, team).await
+    }
+
+    async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
+        Sandboxes::get(self, team, id).await
+    }
+
+    async fn pause(&self, team: &TeamId, id: &SandboxId, wait_durable: bool) -> Result<(), LifecycleError> {
+        Sandboxes::pause(self, team, id, wait_durable).await
+    }
+
+    async fn resume(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        on_timeout: Option<OnTimeout>,
+    ) -> Result<SandboxView, LifecycleError> {
+        Sandboxes::resume(self, team, id, timeout_s, on_timeout).await
+    }
+
+    async fn connect(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+    ) -> Result<(SandboxView, Connected), LifecycleError> {
+        Sandboxes::connect(self, team, id, timeout_s).await
+    }
+
+    async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError> {
+        Sandboxes::set_timeout(self, team, id, timeout_s).await
+    }
+
+    async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError> {
+        Sandboxes::refresh(self, team, id, duration_s).await
+    }
+
+    async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError> {
+        Sandboxes::kill(self, team, id).await
+    }
+
+    async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError> {
+        Sandboxes::console_log(self, team, id).await
+    }
+}

@@ -1,0 +1,388 @@
+//! The wire protocol, spoken to the real router with a real database; only the sandboxes are pretended.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use torpor_types::{SandboxId, Shape, SnapshotId, TeamId, TemplateId};
+use tower::ServiceExt;
+
+use super::*;
+use crate::keys;
+use crate::lifecycle::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, VisibleState};
+use crate::registry::TemplateRow;
+
+/// Sandboxes without machines: the states and errors the lifecycle promises, and nothing behind them.
+#[derive(Default)]
+struct Pretended {
+    views: Mutex<BTreeMap<SandboxId, (TeamId, SandboxView)>>,
+}
+
+impl Pretended {
+    fn with<T>(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        change: impl FnOnce(&mut SandboxView) -> Result<T, LifecycleError>,
+    ) -> Result<T, LifecycleError> {
+        let mut views = self.views.lock().unwrap();
+        let entry = views.get_mut(id).filter(|(owner, _)| owner == team);
+        let (_, view) = entry.ok_or_else(|| LifecycleError::NotFound(id.clone()))?;
+        change(view)
+    }
+}
+
+fn start(view: &mut SandboxView, timeout_s: i64) {
+    view.state = VisibleState::Running;
+    view.started_at = Timestamp::now();
+    view.end_at = view.started_at + SignedDuration::from_secs(timeout_s);
+}
+
+#[async_trait]
+impl Lifecycle for Pretended {
+    async fn create(&self, team: &TeamId, asked: CreateSandbox) -> Result<SandboxView, LifecycleError> {
+        if asked.timeout_s <= 0 {
+            return Err(LifecycleError::TimeoutNotPositive);
+        }
+        if asked.template != "base" {
+            let known = vec!["base".to_owned()];
+            return Err(LifecycleError::TemplateNotFound { asked: asked.template, known });
+        }
+        let mut view = SandboxView {
+            id: SandboxId::random(),
+            template_id: "tbase".parse().unwrap(),
+            template_name: "base".to_owned(),
+            state: VisibleState::Running,
+            started_at: Timestamp::now(),
+            end_at: Timestamp::now(),
+            shape: Shape { vcpus: 1, memory_mib: 512, disk_mib: 8192 },
+            envd_version: "0.6.13".to_owned(),
+            access_token: asked.secure.then(|| "token".to_owned()),
+            metadata: asked.metadata,
+            on_timeout: asked.on_timeout,
+            auto_resume: asked.auto_resume,
+            allow_internet: asked.allow_internet,
+            durable: true,
+        };
+        start(&mut view, asked.timeout_s);
+        self.views.lock().unwrap().insert(view.id.clone(), (team.clone(), view.clone()));
+        Ok(view)
+    }
+
+    async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
+        let views = self.views.lock().unwrap();
+        views.values().filter(|(owner, _)| owner == team).map(|(_, view)| view.clone()).collect()
+    }
+
+    async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
+        self.with(team, id, |view| Ok(view.clone()))
+    }
+
+    async fn pause(&self, team: &TeamId, id: &SandboxId, _: bool) -> Result<(), LifecycleError> {
+        self.with(team, id, |view| match view.state {
+            VisibleState::Paused => Err(LifecycleError::AlreadyPaused(id.clone())),
+            VisibleState::Running => {
+                view.state = VisibleState::Paused;
+                view.end_at = Timestamp::now();
+                Ok(())
+            }
+        })
+    }
+
+    async fn resume(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        on_timeout: Option<OnTimeout>,
+    ) -> Result<SandboxView, LifecycleError> {
+        self.with(team, id, |view| match view.state {
+            VisibleState::Running => Err(LifecycleError::AlreadyRunning(id.clone())),
+            VisibleState::Paused => {
+                start(view, timeout_s);
+                view.on_timeout = on_timeout.unwrap_or(view.on_timeout);
+                Ok(view.clone())
+            }
+        })
+    }
+
+    async fn connect(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+    ) -> Result<(SandboxView, Connected), LifecycleError> {
+        self.with(team, id, |view| match view.state {
+            VisibleState::Running => Ok((view.clone(), Connected::AlreadyRunning)),
+            VisibleState::Paused => {
+                start(view, timeout_s);
+                Ok((view.clone(), Connected::Resumed))
+            }
+        })
+    }
+
+    async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError> {
+        self.with(team, id, |view| match view.state {
+            VisibleState::Paused => Err(LifecycleError::Paused(id.clone())),
+            VisibleState::Running => {
+                view.end_at = Timestamp::now() + SignedDuration::from_secs(timeout_s);
+                Ok(())
+            }
+        })
+    }
+
+    async fn refresh(&self, team: &TeamId, id: &SandboxId, _: i64) -> Result<(), LifecycleError> {
+        self.with(team, id, |_| Ok(()))
+    }
+
+    async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError> {
+        self.with(team, id, |_| Ok(()))?;
+        self.views.lock().unwrap().remove(id);
+        Ok(())
+    }
+
+    async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError> {
+        self.with(team, id, |_| Ok("[    0.1] Linux\r\n\r\nready\r\n".to_owned()))
+    }
+}
+
+struct Server {
+    router: Router,
+    registry: Registry,
+    key: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(dir.path()).await.unwrap();
+        let (key, _) = keys::create(&registry, "test").await.unwrap();
+        let options = ApiOptions { domain: None };
+        let router = routes(Arc::new(Pretended::default()), registry.clone(), options);
+        Self { router, registry, key: key.reveal().to_owned(), _dir: dir }
+    }
+
+    async fn send(&self, request: Request<Body>) -> (u16, HeaderMap, Value) {
+        let response: Response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        (parts.status.as_u16(), parts.headers, body)
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let request = Request::builder().method(method).uri(path).header("X-API-KEY", &self.key);
+        let request = request.header("content-type", "application/json").body(Body::from(body.to_owned()));
+        let (status, _, body) = self.send(request.unwrap()).await;
+        (status, body)
+    }
+
+    async fn create(&self) -> String {
+        let (status, body) = self.ask("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#).await;
+        assert_eq!(status, 201, "{body}");
+        body["sandboxID"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_answers_every_call_of_its_life_with_the_status_sdks_expect() {
+    let server = Server::start().await;
+    let (status, made) = server
+        .ask(
+            "POST",
+            "/v2/sandboxes",
+            r#"{"templateID":"base","metadata":{"a":"b"},"envVars":{},"timeout":60}"#,
+        )
+        .await;
+    assert_eq!(status, 201);
+    let id = made["sandboxID"].as_str().unwrap();
+    let expected = json!({"templateID": "tbase", "sandboxID": id, "clientID": "00000000",
+        "envdVersion": "0.6.13", "alias": "base", "envdAccessToken": "token"});
+    assert_eq!(made, expected);
+
+    // Old SDKs put the client id behind the id, and send no body with a JSON content type.
+    let composite = format!("{id}-00000000");
+    let life = [
+        ("POST", format!("/sandboxes/{composite}/pause"), "", 204),
+        ("POST", format!("/sandboxes/{id}/pause"), "{}", 409),
+        ("GET", format!("/sandboxes/{id}"), "", 200),
+        ("POST", format!("/sandboxes/{id}/timeout"), r#"{"timeout":60}"#, 404),
+        ("POST", format!("/sandboxes/{composite}/resume"), r#"{"autoPause":false,"timeout":60}"#, 201),
+        ("POST", format!("/sandboxes/{composite}/resume"), "", 409),
+        ("POST", format!("/v2/sandboxes/{id}/connect"), "{}", 200),
+        ("POST", format!("/sandboxes/{id}/pause"), r#"{"memory":false}"#, 400),
+        ("POST", format!("/sandboxes/{id}/pause"), r#"{"memory":true}"#, 204),
+        ("POST", format!("/sandboxes/{id}/connect"), "{}", 400),
+        ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":60,"memory":false}"#, 400),
+        ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":60}"#, 201),
+        ("POST", format!("/sandboxes/{id}/timeout"), r#"{"timeout":60}"#, 204),
+        ("POST", format!("/sandboxes/{id}/timeout"), "", 400),
+        ("POST", format!("/sandboxes/{id}/refreshes"), "", 204),
+        ("POST", format!("/sandboxes/{id}/refreshes"), r#"{"duration":3601}"#, 400),
+        ("DELETE", format!("/sandboxes/{composite}"), "", 204),
+        ("DELETE", format!("/sandboxes/{id}"), "", 404),
+        ("GET", format!("/sandboxes/{id}"), "", 404),
+        ("POST", format!("/sandboxes/{id}/pause"), "", 404),
+        ("POST", format!("/sandboxes/{id}/resume"), "", 404),
+    ];
+    for (method, path, body, expected) in life {
+        let (status, answer) = server.ask(method, &path, body).await;
+        assert_eq!(status, expected, "{method} {path} {body}: {answer}");
+        if status >= 400 {
+            assert_eq!(answer["code"], expected, "JavaScript decides by the body's code: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_body_without_a_length_is_read_like_any_other() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    let chunks = futures::stream::iter(["{", "}"].map(Ok::<_, std::io::Error>));
+    let request = Request::post(format!("/sandboxes/{id}/pause")).header("x-api-key", &server.key);
+    let (status, ..) = server.send(request.body(Body::from_stream(chunks)).unwrap()).await;
+    assert_eq!(status, 204);
+}
+
+#[tokio::test]
+async fn the_detail_of_a_sandbox_has_exactly_the_fields_of_the_protocol() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    for state in ["running", "paused"] {
+        let (_, mut detail) = server.ask("GET", &format!("/sandboxes/{id}"), "").await;
+        assert_eq!(detail["state"], state);
+        for time in ["startedAt", "endAt"] {
+            let text = detail[time].as_str().unwrap().to_owned();
+            assert!(text.ends_with('Z') && text.parse::<Timestamp>().is_ok(), "{text}");
+            detail[time] = json!("[time]");
+        }
+        detail["sandboxID"] = json!("[id]");
+        insta::assert_json_snapshot!(format!("detail_{state}"), detail);
+        server.ask("POST", &format!("/sandboxes/{id}/pause"), "").await;
+    }
+}
+
+#[tokio::test]
+async fn lists_are_paged_filtered_and_counted_as_the_headers_say() {
+    let server = Server::start().await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.insert(0, server.create().await);
+    }
+    server.ask("POST", &format!("/sandboxes/{}/pause", ids[1]), "").await;
+    let list = async |path: &str| {
+        let request = Request::get(path).header("X-API-Key", &server.key).body(Body::empty()).unwrap();
+        let (status, headers, body) = server.send(request).await;
+        assert_eq!(status, 200, "{body}");
+        let ids: Vec<String> = body
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|sandbox| sandbox["sandboxID"].as_str().unwrap().to_owned())
+            .collect();
+        let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        (ids, header("x-next-token"), header("x-total-running"))
+    };
+    let (first, token, running) = list("/v2/sandboxes?limit=2").await;
+    assert_eq!((first.as_slice(), running.as_deref()), (&ids[..2], Some("2")));
+    let (rest, none, _) = list(&format!("/v2/sandboxes?limit=2&nextToken={}", token.unwrap())).await;
+    assert_eq!((rest.as_slice(), none), (&ids[2..], None));
+    let (paused, _, uncounted) = list("/v2/sandboxes?state=paused").await;
+    assert_eq!((paused.as_slice(), uncounted), (&ids[1..2], None));
+    let (running, ..) = list("/sandboxes").await;
+    assert_eq!(running, [ids[0].clone(), ids[2].clone()]);
+    let (none, ..) = list("/v2/sandboxes?metadata=a%3Db").await;
+    assert!(none.is_empty());
+}
+
+#[tokio::test]
+async fn without_a_valid_key_nothing_is_done_and_the_answer_says_how_to_get_one() {
+    let server = Server::start().await;
+    let with_key = |key: Option<&str>| {
+        let request = Request::get("/sandboxes");
+        let request = key.into_iter().fold(request, |request, key| request.header("x-api-key", key));
+        request.body(Body::empty()).unwrap()
+    };
+    let unknown = format!("e2b_{}", "0".repeat(40));
+    let mut answers = Vec::new();
+    for key in [None, Some(""), Some("guess"), Some(unknown.as_str())] {
+        let (status, _, body) = server.send(with_key(key)).await;
+        assert_eq!(status, 401);
+        answers.push(body.to_string());
+    }
+    insta::assert_snapshot!(answers.join("\n"));
+
+    let row = server.registry.keys().await.unwrap().remove(0);
+    keys::revoke(&server.registry, &row.id).await.unwrap();
+    assert_eq!(server.send(with_key(Some(&server.key))).await.0, 401);
+}
+
+#[tokio::test]
+async fn everything_that_goes_wrong_is_answered_in_json_with_a_code() {
+    let server = Server::start().await;
+    let large = format!(r#"{{"templateID":"{}"}}"#, "x".repeat(1 << 20));
+    let requests = [
+        ("GET", "/nowhere", ""),
+        ("GET", "/", ""),
+        ("GET", "/files?path=a", ""),
+        ("POST", "/process.Process/Start", ""),
+        ("PATCH", "/sandboxes", ""),
+        ("GET", "/sandboxes/iabc/pause", ""),
+        ("GET", "/sandboxes/I_X", ""),
+        ("GET", "/sandboxes/%FF", ""),
+        ("GET", "/sandboxes/iabc/metrics", ""),
+        ("POST", "/sandboxes", r#"{"templateID":"#),
+        ("POST", "/sandboxes", r#"{"templateID":"nope"}"#),
+        ("POST", "/sandboxes", r#"{"templateID":"base","timeout":0}"#),
+        ("POST", "/sandboxes", &large),
+        ("GET", "/v2/sandboxes?limit=0", ""),
+    ];
+    let mut answers = Vec::new();
+    for (method, path, body) in requests {
+        let (status, answer) = server.ask(method, path, body).await;
+        assert_eq!(answer["code"], status, "{method} {path}");
+        answers.push(format!("{method} {path}\n  {answer}"));
+    }
+    insta::assert_snapshot!(answers.join("\n"));
+}
+
+#[tokio::test]
+async fn every_answer_names_its_request_and_keeps_a_name_the_client_gave() {
+    let server = Server::start().await;
+    let (_, headers, _) = server.send(Request::get("/nowhere").body(Body::empty()).unwrap()).await;
+    assert_eq!(headers["x-request-id"].len(), 12);
+    let named = Request::get("/nowhere").header("x-request-id", "mine").body(Body::empty()).unwrap();
+    let (_, headers, _) = server.send(named).await;
+    assert_eq!(headers["x-request-id"], "mine");
+}
+
+#[tokio::test]
+async fn templates_and_the_console_are_listed_in_the_shapes_the_cli_reads() {
+    let server = Server::start().await;
+    let built: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
+    let row = TemplateRow {
+        id: "tbase".parse::<TemplateId>().unwrap(),
+        name: "base".to_owned(),
+        snapshot_id: "sbase".parse::<SnapshotId>().unwrap(),
+        shape: Shape { vcpus: 1, memory_mib: 512, disk_mib: 8192 },
+        envd_version: "0.6.13".to_owned(),
+        created_at: built,
+    };
+    server.registry.publish_template(&row).await.unwrap();
+    let (status, templates) = server.ask("GET", "/templates", "").await;
+    assert_eq!(status, 200);
+    insta::assert_json_snapshot!(templates);
+
+    let id = server.create().await;
+    let (status, logs) = server.ask("GET", &format!("/sandboxes/{id}/logs"), "").await;
+    assert_eq!((status, logs["logs"].as_array().unwrap().len()), (200, 2));
+    let line: Value = serde_json::from_str(logs["logs"][1]["line"].as_str().unwrap()).unwrap();
+    assert_eq!(line["message"], "ready");
+}

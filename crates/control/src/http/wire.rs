@@ -1,0 +1,395 @@
+//! The JSON of the REST API: names and shapes as the SDKs know them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::error::ApiError;
+use crate::lifecycle::{CreateSandbox, OnTimeout, SandboxView, VisibleState};
+use crate::registry::TemplateRow;
+
+/// Old SDKs join it to the id. There is one node, and its name is this.
+const CLIENT_ID: &str = "00000000";
+
+/// Body of `POST /sandboxes` and `POST /v2/sandboxes`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NewSandbox {
+    #[serde(rename = "templateID")]
+    pub(super) template_id: String,
+    pub(super) timeout: Option<i64>,
+    pub(super) auto_pause: Option<bool>,
+    pub(super) auto_pause_memory: Option<bool>,
+    pub(super) auto_resume: Option<AutoResume>,
+    pub(super) secure: Option<bool>,
+    #[serde(rename = "allow_internet_access")]
+    pub(super) allow_internet_access: Option<bool>,
+    pub(super) metadata: Option<BTreeMap<String, String>>,
+    pub(super) env_vars: Option<BTreeMap<String, String>>,
+    pub(super) network: Option<Value>,
+    pub(super) mcp: Option<Value>,
+    pub(super) iam: Option<Value>,
+    pub(super) volume_mounts: Option<Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct AutoResume {
+    #[serde(default)]
+    pub(super) enabled: bool,
+}
+
+/// Body of `POST …/pause`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PauseRequest {
+    pub(super) memory: Option<bool>,
+    /// Torpor's own: answer only when the pause would survive a power cut.
+    pub(super) wait_durable: Option<bool>,
+}
+
+/// Body of `POST …/resume` and both `POST …/connect`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ResumeRequest {
+    pub(super) timeout: Option<i64>,
+    pub(super) auto_pause: Option<bool>,
+    pub(super) memory: Option<bool>,
+}
+
+/// Body of `POST …/timeout`.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct TimeoutRequest {
+    pub(super) timeout: i64,
+}
+
+/// Body of `POST …/refreshes`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct RefreshRequest {
+    pub(super) duration: Option<i64>,
+}
+
+/// Answer of create, resume and connect.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Sandbox {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    #[serde(rename = "envdVersion")]
+    envd_version: String,
+    alias: String,
+    #[serde(rename = "envdAccessToken", skip_serializing_if = "Option::is_none")]
+    envd_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+}
+
+/// One entry of a list.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct ListedSandbox {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    alias: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    #[serde(rename = "startedAt")]
+    started_at: String,
+    #[serde(rename = "endAt")]
+    end_at: String,
+    #[serde(rename = "cpuCount")]
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u32,
+    state: &'static str,
+    #[serde(rename = "envdVersion")]
+    envd_version: String,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Answer of `GET /sandboxes/{id}`.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct SandboxDetail {
+    #[serde(flatten)]
+    listed: ListedSandbox,
+    #[serde(rename = "envdAccessToken", skip_serializing_if = "Option::is_none")]
+    envd_access_token: Option<String>,
+    #[serde(rename = "allowInternetAccess")]
+    allow_internet_access: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+    lifecycle: LifecycleJson,
+    #[serde(rename = "pauseMode", skip_serializing_if = "Option::is_none")]
+    pause_mode: Option<&'static str>,
+    /// Torpor's own: whether a pause would survive a power cut by now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durable: Option<bool>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct LifecycleJson {
+    #[serde(rename = "autoResume")]
+    auto_resume: bool,
+    #[serde(rename = "onTimeout")]
+    on_timeout: &'static str,
+}
+
+/// One entry of `GET /templates`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Template {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "buildID")]
+    build_id: String,
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u32,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u32,
+    public: bool,
+    aliases: Vec<String>,
+    names: Vec<String>,
+    created_at: String,
+    updated_at: String,
+    created_by: Option<()>,
+    last_spawned_at: Option<()>,
+    spawn_count: u32,
+    build_count: u32,
+    envd_version: String,
+    build_status: &'static str,
+}
+
+/// RFC 3339 in UTC with microseconds, the precision clients compare in.
+pub(super) fn time_text(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
+/// Which of the two create routes was used: they differ in what is meant by silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CreateVersion {
+    /// `POST /sandboxes`: 15 s, and no access token unless asked for.
+    V1,
+    /// `POST /v2/sandboxes`: 300 s, always with an access token.
+    V2,
+}
+
+// === impl NewSandbox ===
+
+impl NewSandbox {
+    /// Checks the request and fills in what was not said. What this server cannot do yet is refused, not ignored: a
+    /// client that asks for a firewall rule must not believe that it has one.
+    pub(super) fn into_create(self, version: CreateVersion) -> Result<CreateSandbox, ApiError> {
+        if self.auto_pause_memory == Some(false) {
+            return Err(ApiError::bad_request(
+                "autoPauseMemory=false: pausing without memory is not supported yet; leave it out to keep memory",
+            ));
+        }
+        if let Some(network) = &self.network {
+            refuse_network_rules(network)?;
+        }
+        for (name, value) in [("mcp", &self.mcp), ("iam", &self.iam), ("volumeMounts", &self.volume_mounts)] {
+            if value.as_ref().is_some_and(|value| !is_nothing(value)) {
+                return Err(ApiError::bad_request(format!("{name} is not supported by this server yet")));
+            }
+        }
+        let env_vars = self.env_vars.unwrap_or_default();
+        for (name, value) in &env_vars {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(ApiError::bad_request(format!(
+                    "envVars: '{name}' cannot be an environment variable (no name, or '=' or a zero byte in it)"
+                )));
+            }
+        }
+        let auto_resume = self.auto_resume.is_some_and(|auto| auto.enabled);
+        let auto_pause = self.auto_pause.unwrap_or(false);
+        Ok(CreateSandbox {
+            template: self.template_id,
+            timeout_s: self.timeout.unwrap_or(match version {
+                CreateVersion::V1 => 15,
+                CreateVersion::V2 => crate::lifecycle::api::DEFAULT_TIMEOUT_S,
+            }),
+            on_timeout: on_timeout(auto_pause),
+            auto_resume,
+            secure: version == CreateVersion::V2 || self.secure.unwrap_or(false),
+            allow_internet: self.allow_internet_access.unwrap_or(true),
+            metadata: self.metadata.unwrap_or_default(),
+            env_vars,
+        })
+    }
+}
+
+/// What `autoPause` stands for.
+pub(super) fn on_timeout(auto_pause: bool) -> OnTimeout {
+    if auto_pause { OnTimeout::Pause } else { OnTimeout::Kill }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_nothing),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+fn refuse_network_rules(network: &Value) -> Result<(), ApiError> {
+    let Value::Object(fields) = network else {
+        return Err(ApiError::bad_request("Invalid request body, field 'network': it must be an object"));
+    };
+    for (name, value) in fields {
+        let says_nothing = is_nothing(value) || (name == "allowPublicTraffic" && value == &Value::Bool(true));
+        if !says_nothing {
+            return Err(ApiError::bad_request(format!("network.{name} is not supported by this server yet")));
+        }
+    }
+    Ok(())
+}
+
+// === impl Sandbox ===
+
+impl Sandbox {
+    pub(super) fn new(view: SandboxView, domain: Option<&str>) -> Self {
+        Self {
+            template_id: view.template_id.into(),
+            sandbox_id: view.id.into(),
+            client_id: CLIENT_ID,
+            envd_version: view.envd_version,
+            alias: view.template_name,
+            envd_access_token: view.access_token,
+            domain: domain.map(str::to_owned),
+        }
+    }
+}
+
+// === impl ListedSandbox ===
+
+impl From<SandboxView> for ListedSandbox {
+    fn from(view: SandboxView) -> Self {
+        Self {
+            template_id: view.template_id.into(),
+            alias: view.template_name,
+            sandbox_id: view.id.into(),
+            client_id: CLIENT_ID,
+            started_at: time_text(view.started_at),
+            end_at: time_text(view.end_at),
+            cpu_count: view.shape.vcpus,
+            memory_mb: view.shape.memory_mib,
+            disk_size_mb: view.shape.disk_mib,
+            state: view.state.as_str(),
+            envd_version: view.envd_version,
+            metadata: view.metadata,
+        }
+    }
+}
+
+// === impl SandboxDetail ===
+
+impl SandboxDetail {
+    pub(super) fn new(view: SandboxView, domain: Option<&str>) -> Self {
+        let paused = view.state == VisibleState::Paused;
+        Self {
+            envd_access_token: view.access_token.clone(),
+            allow_internet_access: view.allow_internet,
+            domain: domain.map(str::to_owned),
+            lifecycle: LifecycleJson {
+                auto_resume: view.auto_resume,
+                on_timeout: match view.on_timeout {
+                    OnTimeout::Kill => "kill",
+                    OnTimeout::Pause => "pause",
+                },
+            },
+            pause_mode: paused.then_some("full"),
+            durable: paused.then_some(view.durable),
+            listed: view.into(),
+        }
+    }
+}
+
+// === impl Template ===
+
+impl From<TemplateRow> for Template {
+    fn from(row: TemplateRow) -> Self {
+        Self {
+            template_id: row.id.into(),
+            build_id: row.snapshot_id.into(),
+            cpu_count: row.shape.vcpus,
+            memory_mb: row.shape.memory_mib,
+            disk_size_mb: row.shape.disk_mib,
+            public: false,
+            aliases: vec![row.name.clone()],
+            names: vec![row.name],
+            created_at: time_text(row.created_at),
+            updated_at: time_text(row.created_at),
+            created_by: None,
+            last_spawned_at: None,
+            spawn_count: 0,
+            build_count: 1,
+            envd_version: row.envd_version,
+            build_status: "ready",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn create(body: Value, version: CreateVersion) -> Result<CreateSandbox, ApiError> {
+        serde_json::from_value::<NewSandbox>(body).unwrap().into_create(version)
+    }
+
+    #[test]
+    fn silence_means_what_the_version_of_the_route_says() {
+        let v1 = create(json!({"templateID": "base"}), CreateVersion::V1).unwrap();
+        assert_eq!((v1.timeout_s, v1.secure, v1.on_timeout), (15, false, OnTimeout::Kill));
+        let v2 = create(json!({"templateID": "base"}), CreateVersion::V2).unwrap();
+        assert_eq!((v2.timeout_s, v2.secure, v2.allow_internet), (300, true, true));
+    }
+
+    #[test]
+    fn the_bodies_sdks_send_are_accepted() {
+        for body in [
+            json!({"templateID":"base","timeout":300,"metadata":{},"envVars":{}}),
+            json!({"templateID":"base","timeout":300,"autoPause":false}),
+            json!({"templateID":"base","timeout":300,"secure":true,"allow_internet_access":true,
+                   "metadata":{"a":"b"},"envVars":{"C":"d"},"mcp":null,"network":{"allowPublicTraffic":true}}),
+            json!({"templateID":"base","metadata":{},"envVars":{},"autoPause":true,"autoPauseMemory":true,
+                   "autoResume":{"enabled":true},"volumeMounts":[]}),
+        ] {
+            create(body.clone(), CreateVersion::V1).unwrap_or_else(|error| panic!("{body}: {error:?}"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_instead_of_ignored() {
+        let refused = [
+            json!({"templateID":"base","autoPause":true,"autoPauseMemory":false}),
+            json!({"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}),
+            json!({"templateID":"base","network":{"allowPublicTraffic":false}}),
+            json!({"templateID":"base","network":7}),
+            json!({"templateID":"base","mcp":{"x":{"y":1}}}),
+            json!({"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}),
+            json!({"templateID":"base","envVars":{"A=B":"c"}}),
+        ];
+        let errors =
+            refused.map(|body| format!("{body}\n  {:?}", create(body.clone(), CreateVersion::V2).err()));
+        insta::assert_snapshot!(errors.join("\n"));
+    }
+
+    #[test]
+    fn times_are_written_in_utc_with_microseconds() {
+        let time: Timestamp = "2026-11-24T05:00:00.1234567+02:00".parse().unwrap();
+        assert_eq!(time_text(time), "2026-11-24T03:00:00.123456Z");
+        assert_eq!(time_text(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00.000000Z");
+    }
+}
