@@ -35,7 +35,7 @@ pub fn resolve(path: &str, user: &User, default: Option<&str>) -> Result<PathBuf
 }
 
 /// The path without `.`, `..` and repeated slashes.
-fn clean(path: &Path) -> PathBuf {
+pub(crate) fn clean(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for component in path.components() {
         match component {
