@@ -25,12 +25,18 @@
 //! may have a vault open; that is ensured by the lock on the server's data directory, not here.
 
 mod error;
+mod extents;
+mod files;
 mod manifest;
+mod mounts;
 pub mod place;
+mod publish;
 mod room;
 mod snapshot;
 mod staging;
 mod sums;
+#[cfg(test)]
+mod tests;
 mod vault;
 mod verify;
 mod version;

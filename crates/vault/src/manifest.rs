@@ -1,4 +1,25 @@
 //! What a snapshot is: `manifest.json`.
+//!
+//! ```text
+//! {
+//!   "format":     {"major": 1, "minor": 0}
+//!   "id":         the snapshot's id; the name of its directory, too
+//!   "kind":       "template" | "pause"
+//!   "created_at": when the machine was stopped, RFC 3339
+//!   "parent":     id of the snapshot it grew out of, or null
+//!   "machine":    {shape, accelerator, machine_type, cpu_model, qemu_version, kernel_blake3, agent_version, tsc_khz}
+//!   "memory":     {"bytes", "sums_blake3"} or null       memory ── hashed by ── memory.sums ── hashed here
+//!   "disk":       {"bytes", "sums_blake3"}               disk   ── hashed by ── disk.sums   ── hashed here
+//!   "state":      {"bytes", "blake3"} or null            state  ── hashed here
+//!   "subject":    the owner's record, any JSON
+//! }
+//! ```
+//!
+//! So the manifest vouches for every byte of the snapshot.
+//!
+//! The rule for old readers and new data: whatever an older Torpor would misunderstand raises `major`, and an older Torpor
+//! refuses the manifest; what it may overlook is added as an optional field and raises `minor`. Unknown fields
+//! are ignored, unknown values (of `kind`, say) are not.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -128,4 +149,116 @@ pub enum ManifestError {
     /// Not a manifest.
     #[error("the manifest is damaged: {0}")]
     Damaged(String),
+}
+
+/// Just enough of a manifest to know whether the rest can be understood.
+#[derive(Deserialize)]
+struct Header {
+    format: Format,
+}
+
+/// The version written by this Torpor.
+pub(crate) const FORMAT: Format = Format { major: 1, minor: 0 };
+
+// === impl Manifest ===
+
+impl Manifest {
+    /// Reads a manifest.
+    pub fn from_json(json: &[u8]) -> Result<Self, ManifestError> {
+        let damaged = |error: serde_json::Error| ManifestError::Damaged(error.to_string());
+        let Header { format } = serde_json::from_slice(json).map_err(damaged)?;
+        if format.major != FORMAT.major {
+            return Err(ManifestError::UnknownFormat {
+                found_major: format.major,
+                found_minor: format.minor,
+                known_major: FORMAT.major,
+            });
+        }
+        let manifest: Self = serde_json::from_slice(json).map_err(damaged)?;
+        if manifest.memory.is_some() != manifest.state.is_some() {
+            return Err(ManifestError::Damaged("of memory and state there is only one".to_owned()));
+        }
+        Ok(manifest)
+    }
+
+    /// Whether memory was left out: such a snapshot is booted, not resumed.
+    pub fn is_filesystem_only(&self) -> bool {
+        self.memory.is_none()
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut json = serde_json::to_vec_pretty(self)?;
+        json.push(b'\n');
+        Ok(json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            format: FORMAT,
+            id: "s1".parse().unwrap(),
+            kind: Kind::Pause,
+            created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+            parent: Some("s0".parse().unwrap()),
+            machine: MachineFacts {
+                shape: Shape { vcpus: 1, memory_mib: 1024, disk_mib: 4096 },
+                accelerator: Accelerator::Tcg,
+                machine_type: "microvm".to_owned(),
+                cpu_model: "max".to_owned(),
+                qemu_version: "10.0.2".to_owned(),
+                kernel_blake3: "aa".repeat(32),
+                agent_version: "0.1.0".to_owned(),
+                tsc_khz: 2_000_000,
+            },
+            memory: Some(MemoryPart { bytes: 1 << 30, sums_blake3: "bb".repeat(32) }),
+            disk: DiskPart { bytes: 4 << 30, sums_blake3: "cc".repeat(32) },
+            state: Some(StatePart { bytes: 100_000, blake3: "dd".repeat(32) }),
+            subject: serde_json::json!({"sandbox": "i1"}),
+        }
+    }
+
+    #[test]
+    fn a_manifest_is_written_as_documented() {
+        insta::assert_snapshot!(String::from_utf8(manifest().to_json().unwrap()).unwrap());
+    }
+
+    #[test]
+    fn a_manifest_is_read_back_as_it_was_written() {
+        assert_eq!(Manifest::from_json(&manifest().to_json().unwrap()).unwrap(), manifest());
+    }
+
+    #[test]
+    fn a_newer_minor_format_is_read_and_a_newer_major_one_is_refused_with_the_way_out() {
+        let mut json = serde_json::to_value(manifest()).unwrap();
+        json["format"]["minor"] = 7.into();
+        json["colour"] = "blue".into();
+        assert_eq!(Manifest::from_json(json.to_string().as_bytes()).unwrap().id, manifest().id);
+        // Nothing but the format has to be understandable for a clear refusal.
+        let error = Manifest::from_json(br#"{"format": {"major": 2, "minor": 1}, "id": {}}"#).unwrap_err();
+        assert!(matches!(
+            error,
+            ManifestError::UnknownFormat { found_major: 2, found_minor: 1, known_major: 1 }
+        ));
+        assert!(error.to_string().contains("upgrade Torpor"), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_with_something_wrong_in_it_is_damaged() {
+        for (field, value) in [
+            ("kind", serde_json::json!("other")),
+            ("state", serde_json::Value::Null),
+            ("disk", serde_json::Value::Null),
+            ("id", serde_json::json!("../x")),
+        ] {
+            let mut json = serde_json::to_value(manifest()).unwrap();
+            json[field] = value;
+            let error = Manifest::from_json(json.to_string().as_bytes()).unwrap_err();
+            assert!(matches!(error, ManifestError::Damaged(_)), "{field}: {error}");
+        }
+        assert!(matches!(Manifest::from_json(b"{"), Err(ManifestError::Damaged(_))));
+    }
 }
