@@ -21,7 +21,7 @@ use torpor_envd_api::{
 use crate::{
     error::HttpError,
     server::Shared,
-    state::{AgentState, Settings},
+    state::{AgentState, DEFAULT_USER, Settings},
     users::{self, User, UserError},
 };
 
@@ -68,7 +68,18 @@ pub fn query_user(state: &AgentState, username: Option<&str>) -> Result<User, Ht
 fn user(state: &AgentState, named: Option<&str>) -> Result<User, UserError> {
     match named {
         Some(name) => users::lookup(name),
-        None => users::lookup(state.settings().default_user()),
+        None => match &state.settings().default_user {
+            Some(name) => users::lookup(name),
+            None => default_user(users::lookup(DEFAULT_USER)),
+        },
+    }
+}
+
+/// Templates that were not made for sandboxes have no such user.
+fn default_user(found: Result<User, UserError>) -> Result<User, UserError> {
+    match found {
+        Err(UserError::Unknown(_)) => users::lookup("root"),
+        other => other,
     }
 }
 

@@ -1,11 +1,11 @@
 //! See the crate's documentation for the agent's three lives.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode};
 
 use lexopt::prelude::*;
 use tokio::net::TcpListener;
 use torpor_agent::{
-    process::Processes,
+    process::{Processes, Reaper},
     server,
     state::{AgentOptions, AgentState},
 };
@@ -46,6 +46,7 @@ fn serve(listen: SocketAddr) -> std::io::Result<()> {
         println!("listening on {}", listener.local_addr()?);
         let options = AgentOptions { init_from_anywhere: true, owns_machine: false };
         let state = AgentState::new(options);
-        server::serve(listener, server::router(state, Arc::new(Processes::default()))).await
+        let processes = Processes::new(Reaper::run()?);
+        server::serve(listener, server::router(state, processes)).await
     })
 }

@@ -10,7 +10,7 @@ use std::{
 
 use torpor_envd_api::http::InitRequest;
 
-/// The user when neither client nor host name one.
+/// The user when neither client nor host name one, if the template has it; else root.
 pub const DEFAULT_USER: &str = "user";
 
 /// Settings of the sandbox. See [`InitRequest`] for where they come from.
@@ -88,11 +88,6 @@ impl AgentState {
 // === impl Settings ===
 
 impl Settings {
-    /// The user when the client names none.
-    pub fn default_user(&self) -> &str {
-        self.default_user.as_deref().unwrap_or(DEFAULT_USER)
-    }
-
     /// The variables every process gets: those that describe the sandbox, then those its creator asked for.
     pub fn global_envs(&self) -> BTreeMap<String, String> {
         let mut envs = BTreeMap::from([("E2B_SANDBOX".to_owned(), "true".to_owned())]);

@@ -16,6 +16,6 @@ mod uring;
 pub use pagemap::{PageRun, anonymous_pages};
 pub use pass_fds::send_with_fds;
 pub use process_memory::read_process_memory;
-pub use session::in_new_session;
+pub use session::{in_cgroups, in_new_session};
 pub use tsc::tsc_khz;
 pub use uring::io_uring_works;
