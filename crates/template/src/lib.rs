@@ -15,6 +15,7 @@
 
 pub mod builder;
 mod command;
+mod guest;
 pub mod image;
 pub mod initramfs;
 pub mod kernel;
@@ -28,6 +29,7 @@ mod tree;
 
 pub use builder::{BuildError, Builder};
 pub use command::CommandError;
+pub use guest::GuestError;
 pub use progress::{Progress, Silent};
 pub use recipe::Recipe;
 pub use rootfs::{Rootfs, RootfsError, RootfsOptions};

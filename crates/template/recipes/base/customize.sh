@@ -73,4 +73,6 @@ chmod 0755 "$root/usr/sbin/policy-rc.d"
 : >"$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id" "$root"/etc/ssh/ssh_host_*
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/debconf/*-old "$root"/var/log/*
+# Manual pages are left out, but some packages link into their directories.
+for section in 1 2 3 4 5 6 7 8; do install -d "$root/usr/share/man/man$section"; done
 install -d -m 1777 "$root/tmp" "$root/var/tmp"
