@@ -187,7 +187,9 @@ mod tests {
     }
 
     fn pages(runs: &[PageRun]) -> BTreeSet<usize> {
-        runs.iter().flat_map(|run| (run.offset / PAGE) as usize..((run.offset + run.len) / PAGE) as usize).collect()
+        runs.iter()
+            .flat_map(|run| (run.offset / PAGE) as usize..((run.offset + run.len) / PAGE) as usize)
+            .collect()
     }
 
     proptest! {

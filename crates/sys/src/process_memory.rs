@@ -13,7 +13,9 @@ pub fn read_process_memory(pid: u32, address: u64, buffer: &mut [u8]) -> io::Res
         let remote = libc::iovec { iov_base: (address as usize + done) as *mut _, iov_len: rest.len() };
         // SAFETY: `local` is exactly the rest of `buffer`; `remote` is an address of the other process, which the
         // kernel checks.
-        let read = unsafe { libc::process_vm_readv(pid.cast_signed(), &raw const local, 1, &raw const remote, 1, 0) };
+        let read = unsafe {
+            libc::process_vm_readv(pid.cast_signed(), &raw const local, 1, &raw const remote, 1, 0)
+        };
         match usize::try_from(read) {
             Err(_) => return Err(io::Error::last_os_error()),
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -1,5 +1,7 @@
 //! Starting a process that does not share its parent's fate.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -13,6 +15,19 @@ pub fn in_new_session(command: &mut Command) -> &mut Command {
             Ok(())
         })
     }
+}
+
+/// Makes the command start inside control groups, given as their `cgroup.procs` files opened for writing: it is never
+/// outside of them, not even for a moment.
+pub fn in_cgroups(command: &mut Command, cgroup_procs: Vec<OwnedFd>) -> &mut Command {
+    // SAFETY: write is a plain system call and safe between fork and exec; nothing is allocated or locked.
+    unsafe { command.pre_exec(move || cgroup_procs.iter().try_for_each(|file| join(file.as_fd()))) }
+}
+
+fn join(cgroup_procs: impl AsFd) -> io::Result<()> {
+    // 0 is the process that writes.
+    rustix::io::write(cgroup_procs, b"0")?;
+    Ok(())
 }
 
 #[cfg(test)]

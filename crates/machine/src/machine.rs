@@ -1,0 +1,362 @@
+//! One machine, from idle to its end.
+
+use std::fs::{self, File};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::RwLock;
+use torpor_network::{Connector, Namespace};
+use torpor_types::{MachineId, Shape};
+
+use crate::berth::Berth;
+use crate::error::{CaptureError, ContError, LoadError, SaveError};
+use crate::exit::Process;
+use crate::logs;
+use crate::machines::Live;
+use crate::record::{Record, replace};
+use crate::save::{self, SavedMemory};
+use crate::vmm::Vm;
+
+/// A machine that carries a guest. Cheap to clone; dropping it leaves the machine as it is.
+#[derive(Debug, Clone)]
+pub struct Machine(Arc<Inner>);
+
+/// A machine as long as somebody else holds it.
+#[derive(Debug, Default)]
+pub(crate) struct WeakMachine(Weak<Inner>);
+
+/// A machine that waits for a snapshot. Destroyed when dropped.
+#[derive(Debug)]
+pub struct Idle(Option<Machine>);
+
+/// A snapshot, opened.
+#[derive(Debug)]
+pub struct LoadSource {
+    /// The disk, on the same file system as the working disks.
+    pub disk: File,
+    /// The memory, opened read-only. Must never change as long as the machine lives; removing it is fine.
+    pub memory: File,
+    /// The device state.
+    pub state: Vec<u8>,
+    /// What a later server is to know of the machine.
+    pub note: serde_json::Value,
+}
+
+/// The state of a stopped machine's processors and devices; opaque, about 100 KB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceState(Vec<u8>);
+
+#[derive(Debug)]
+struct Inner {
+    berth: Berth,
+    vm: Box<dyn Vm>,
+    process: Process,
+    record: Mutex<Record>,
+    /// Held shared while the stopped guest is copied, and alone to stop it or to let it go on.
+    stopped: RwLock<()>,
+    runs: AtomicBool,
+    live: Weak<Live>,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    pub(crate) fn new(
+        berth: Berth,
+        vm: Box<dyn Vm>,
+        process: Process,
+        record: Record,
+        runs: bool,
+        live: Weak<Live>,
+    ) -> Self {
+        let (record, stopped, runs) = (Mutex::new(record), RwLock::new(()), AtomicBool::new(runs));
+        Self(Arc::new(Inner { berth, vm, process, record, stopped, runs, live }))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &MachineId {
+        &self.0.berth.id
+    }
+
+    /// Its size.
+    pub fn shape(&self) -> Shape {
+        self.0.berth.shape
+    }
+
+    /// Number of its process.
+    pub fn pid(&self) -> u32 {
+        self.0.process.pid()
+    }
+
+    /// A handle that connects to ports in the guest.
+    pub fn connector(&self) -> Connector {
+        self.0.berth.namespace.connector()
+    }
+
+    /// Its network.
+    pub fn network(&self) -> &Namespace {
+        &self.0.berth.namespace
+    }
+
+    /// What its owner noted last; null if nothing.
+    pub fn note(&self) -> serde_json::Value {
+        self.record().note.clone().unwrap_or_default()
+    }
+
+    /// Notes something for a later server, in place of what was noted. A machine without a note is not adopted.
+    pub fn set_note(&self, note: serde_json::Value) -> io::Result<()> {
+        let mut record = self.record();
+        record.note = if note.is_null() { None } else { Some(note) };
+        record.write(&self.0.berth.site.dir)
+    }
+
+    /// Whether the guest runs, as far as was asked for here.
+    pub fn runs(&self) -> bool {
+        self.0.runs.load(Ordering::Acquire)
+    }
+
+    /// Whether it is stopped and its state captured.
+    pub fn is_captured(&self) -> bool {
+        !self.runs() && self.0.berth.site.state_path().exists()
+    }
+
+    /// Lets the stopped guest go on. Waits for a save that is under way: cancel it first.
+    ///
+    /// From then on the captured state is worth nothing, and is removed.
+    pub async fn cont(&self) -> Result<(), ContError> {
+        let _alone = self.0.stopped.write().await;
+        // Before the guest runs: a state that does not belong to the memory must never be found.
+        let _ = fs::remove_file(self.0.berth.site.state_path());
+        self.0.runs.store(true, Ordering::Release);
+        Ok(self.0.vm.cont().await?)
+    }
+
+    /// Stops the guest and reads its device state. Memory and disk stand still from then on, until [`Machine::cont`].
+    ///
+    /// Of a machine that is captured already the same state is given again.
+    #[tracing::instrument(name = "machine.capture", skip_all, fields(machine = %self.id()))]
+    pub async fn stop_and_capture(&self) -> Result<DeviceState, CaptureError> {
+        let _alone = self.0.stopped.write().await;
+        if self.is_captured() {
+            return self.captured_state().map_err(CaptureError::Keep);
+        }
+        self.0.vm.stop().await?;
+        self.0.runs.store(false, Ordering::Release);
+        let state = self.0.vm.device_state().await?;
+        // For a later server: this one may end before the snapshot is whole.
+        replace(&self.0.berth.site.state_path(), &state).map_err(CaptureError::Keep)?;
+        Ok(DeviceState(state))
+    }
+
+    /// The state that [`Machine::stop_and_capture`] read, perhaps for an earlier server.
+    pub fn captured_state(&self) -> io::Result<DeviceState> {
+        fs::read(self.0.berth.site.state_path()).map(DeviceState)
+    }
+
+    /// Writes the pages that the guest dirtied since its memory was mapped into `into`, which has to be a clone of
+    /// the memory file it was loaded from (of a machine that was booted: an empty file of its memory's size).
+    ///
+    /// Blocks; `cancelled` is asked about once for each mebibyte. Nothing is flushed.
+    pub fn save_memory(
+        &self,
+        into: &File,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<SavedMemory, SaveError> {
+        let _stopped = self.0.stopped.blocking_read();
+        if self.runs() {
+            return Err(SaveError::Running);
+        }
+        save::save(self.pid(), self.0.vm.guest_ram(), into, cancelled)
+    }
+
+    /// The working disk, opened read-only, to be cloned while the machine is stopped.
+    pub fn open_disk(&self) -> io::Result<File> {
+        File::open(self.0.berth.site.disk_path())
+    }
+
+    /// How much memory is the machine's alone, in bytes: never less than what [`Machine::save_memory`] writes, for it
+    /// counts QEMU's own memory too. 0 if the process is gone.
+    pub fn private_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0_u64)
+        };
+        (kib("RssAnon:") + kib("VmSwap:")) << 10
+    }
+
+    /// Resolves when the process has ended, by itself or by [`Machine::destroy`].
+    pub async fn exited(&self) {
+        self.0.process.ended().await;
+    }
+
+    /// Whether the process has ended.
+    pub fn has_exited(&self) -> bool {
+        self.0.process.has_ended()
+    }
+
+    /// The last lines QEMU printed, in one line; empty if it printed nothing.
+    pub fn last_words(&self) -> String {
+        logs::last_words(&self.0.berth.site.dir.join(logs::QEMU_LOG))
+    }
+
+    /// The end of what the guest printed on its console, at most 64 KiB.
+    pub fn console(&self) -> String {
+        logs::tail(&self.0.berth.site.dir.join(logs::CONSOLE_LOG))
+    }
+
+    /// Ends the machine and removes all that is its own. Waits until its memory is free.
+    #[tracing::instrument(name = "machine.destroy", skip_all, fields(machine = %self.id()))]
+    pub async fn destroy(&self) {
+        self.0.process.kill().await;
+        let machine = self.clone();
+        let removed = tokio::task::spawn_blocking(move || machine.0.berth.site.remove()).await;
+        if let Err(error) = removed {
+            tracing::error!(%error, "what a machine leaves could not be removed");
+        }
+        if let Some(live) = self.0.live.upgrade() {
+            live.forget(self.id());
+        }
+    }
+
+    /// As [`Machine::destroy`], where nothing can be waited for.
+    fn destroy_in_background(self) {
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn(async move { self.destroy().await });
+            }
+            // The server is ending. What is left is removed by the next one.
+            Err(_) => self.0.process.kill_now(),
+        }
+    }
+
+    /// Gives a machine that was just made its guest.
+    #[tracing::instrument(name = "machine.load", skip_all, fields(machine = %self.id()))]
+    async fn load(&self, source: LoadSource) -> Result<(), LoadError> {
+        let LoadSource { disk, memory, state, note } = source;
+        let (cloned, mapped) = tokio::join!(self.clone_disk_from(disk), self.0.vm.map_memory(&memory));
+        cloned?;
+        mapped?;
+        self.0.vm.load_state(&state).await?;
+        self.set_note(note).map_err(LoadError::Record)
+    }
+
+    /// Makes the working disk a clone of `disk`, of the machine's size.
+    pub(crate) async fn clone_disk_from(&self, disk: File) -> Result<(), LoadError> {
+        let machine = self.clone();
+        let span = tracing::info_span!("machine.clone_disk");
+        let cloning = move || {
+            span.in_scope(|| -> io::Result<()> {
+                let working = &machine.0.berth.disk;
+                rustix::fs::ioctl_ficlone(working, &disk)?;
+                if working.metadata()?.len() != machine.shape().disk_bytes() {
+                    working.set_len(machine.shape().disk_bytes())?;
+                }
+                Ok(())
+            })
+        };
+        tokio::task::spawn_blocking(cloning)
+            .await
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(LoadError::Disk)
+    }
+
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        &self.0.berth.site.dir
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakMachine {
+        WeakMachine(Arc::downgrade(&self.0))
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.0.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl WeakMachine ===
+
+impl WeakMachine {
+    pub(crate) fn upgrade(&self) -> Option<Machine> {
+        self.0.upgrade().map(Machine)
+    }
+}
+
+// === impl Idle ===
+
+impl Idle {
+    pub(crate) fn new(machine: Machine) -> Self {
+        Self(Some(machine))
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.0.as_ref().is_some_and(|machine| !machine.has_exited())
+    }
+
+    /// Number of its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.0.as_ref().map(Machine::pid)
+    }
+
+    /// Gives it a snapshot. The machine is stopped afterwards; [`Machine::cont`] lets the guest go on.
+    ///
+    /// On an error the machine is destroyed.
+    pub async fn load(mut self, source: LoadSource) -> Result<Machine, LoadError> {
+        // Left in place until it is loaded: dropping this future destroys the machine.
+        let machine = self.machine();
+        match machine.load(source).await {
+            Ok(()) => {
+                self.0 = None;
+                Ok(machine)
+            }
+            Err(error) => {
+                self.0 = None;
+                machine.destroy().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub async fn destroy(mut self) {
+        if let Some(machine) = self.0.take() {
+            machine.destroy().await;
+        }
+    }
+
+    /// What [`Idle::load`] does for a snapshot is done by hand for a machine that boots.
+    pub(crate) fn into_machine(mut self) -> Machine {
+        let machine = self.machine();
+        self.0 = None;
+        machine
+    }
+
+    pub(crate) fn machine(&self) -> Machine {
+        #[expect(clippy::expect_used, reason = "taken only by methods that consume self")]
+        self.0.clone().expect("an idle machine is there until it is consumed")
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        if let Some(machine) = self.0.take() {
+            machine.destroy_in_background();
+        }
+    }
+}
+
+// === impl DeviceState ===
+
+impl DeviceState {
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Its bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}

@@ -1,0 +1,292 @@
+//! All machines of a server.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use torpor_types::{Accelerator, MachineId, Shape};
+
+use crate::berth::Ground;
+use crate::boot::{BootSource, into_memory};
+use crate::cgroup::Cgroups;
+use crate::error::{AdoptError, BootError, ClaimError, StartError};
+use crate::exit::Process;
+use crate::facts::HostFacts;
+use crate::logs;
+use crate::machine::{Idle, Machine, WeakMachine};
+use crate::options::MachineOptions;
+use crate::pool::{Pool, Step};
+use crate::qemu::{self, Qemu};
+use crate::record::Record;
+use crate::uids::Uids;
+use crate::vmm::{Place, Start, Vmm};
+
+/// How often logs are looked at, to cut those that have grown too long.
+const LOGS_EVERY: Duration = Duration::from_secs(10);
+/// How long the pool waits after a machine could not be started.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// The machines of one server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Machines(Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) ground: Ground,
+    pub(crate) vmm: Box<dyn Vmm>,
+    facts: HostFacts,
+    pool: Pool,
+    pub(crate) live: Arc<Live>,
+}
+
+/// The machines this server made or adopted and has not destroyed.
+#[derive(Debug, Default)]
+pub(crate) struct Live(Mutex<HashMap<MachineId, WeakMachine>>);
+
+// === impl Machines ===
+
+impl Machines {
+    /// Looks what the host offers, and starts to keep machines warm as far as [`Machines::keep_warm`] was told.
+    ///
+    /// Takes about 150 ms.
+    pub async fn start(options: MachineOptions) -> Result<Self, StartError> {
+        let MachineOptions { qemu, ram_map, accelerator, run_dir, disks_dir, .. } = options;
+        // Blocks for the time a measurement and a process take: nobody else is served yet.
+        let (program, version) = qemu::find(qemu.as_deref(), accelerator)?;
+        let library = fs::File::open(&ram_map);
+        library.map_err(|source| StartError::NoLibrary { path: ram_map.clone(), source })?;
+        let facts = qemu::facts(accelerator, version);
+        let kvm_gid = (accelerator == Accelerator::Kvm)
+            .then(|| fs::metadata("/dev/kvm").map(|device| device.gid()).ok())
+            .flatten();
+        let io_uring = torpor_sys::io_uring_works();
+        tracing::info!(?facts, io_uring, program = %program.display(), "machines");
+        let qemu = Qemu { program, ram_map, facts: facts.clone(), io_uring, kvm_gid };
+        let ground = Ground {
+            run_dir,
+            disks_dir,
+            accelerator,
+            network: options.network,
+            cgroups: Cgroups::detect(&options.instance),
+            uids: Uids::new(options.uid_base, []),
+        };
+        let machines_dir = ground.machines_dir();
+        for path in [&machines_dir, &ground.disks_dir] {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
+            made.map_err(|source| StartError::Directory { path: path.clone(), source })?;
+        }
+        let taken = recorded_uids(&machines_dir);
+        let ground = Ground { uids: Uids::new(options.uid_base, taken), ..ground };
+        let (pool, live) = (Pool::new(options.warm_limit), Arc::default());
+        let inner = Arc::new(Inner { ground, vmm: Box::new(qemu), facts, pool, live });
+        tokio::spawn(keep_pool(Arc::downgrade(&inner)));
+        tokio::spawn(cut_logs(Arc::downgrade(&inner)));
+        Ok(Self(inner))
+    }
+
+    /// What of this host has to match for a snapshot's memory to be resumed on it.
+    pub fn facts(&self) -> &HostFacts {
+        &self.0.facts
+    }
+
+    /// Keeps `target` machines of that shape ready, as far as the limit over all shapes allows.
+    pub fn keep_warm(&self, shape: Shape, target: usize) {
+        self.0.pool.keep(shape, target);
+    }
+
+    /// How many machines of that shape are ready.
+    pub fn warm(&self, shape: &Shape) -> usize {
+        self.0.pool.ready(shape)
+    }
+
+    /// An idle machine, from the warm pool or started now.
+    #[tracing::instrument(name = "machine.claim", skip_all, fields(warm))]
+    pub async fn claim(&self, shape: &Shape) -> Result<Idle, ClaimError> {
+        let warm = self.0.pool.take(shape);
+        tracing::Span::current().record("warm", warm.is_some());
+        match warm {
+            Some(idle) => Ok(idle),
+            None => self.0.start_machine(*shape, Start::Idle).await,
+        }
+    }
+
+    /// Starts a machine that boots a kernel. It is stopped in front of the first instruction.
+    #[tracing::instrument(name = "machine.boot", skip_all)]
+    pub async fn boot(&self, shape: &Shape, source: BootSource) -> Result<Machine, BootError> {
+        let (kernel, initramfs) = (into_memory(&source.kernel)?, into_memory(&source.initramfs)?);
+        let start = Start::Boot { kernel: &kernel, initramfs: &initramfs, cmdline: &source.cmdline };
+        let idle = self.0.start_machine(*shape, start).await?;
+        idle.machine().clone_disk_from(source.disk).await?;
+        Ok(idle.into_machine())
+    }
+
+    /// Takes over the machines that an earlier server of the same run directory left: those that carry a note are
+    /// given back, as they were, running or stopped; everything else is removed. Call it once, at the start.
+    #[tracing::instrument(name = "machine.adopt", skip_all)]
+    pub async fn adopt(&self) -> Result<Vec<Machine>, AdoptError> {
+        crate::adopt::adopt(&self.0).await
+    }
+
+    /// The end of what the guest of that machine printed on its console, at most 64 KiB; empty if it is gone.
+    pub fn console_log(&self, id: &MachineId) -> String {
+        logs::tail(&self.0.ground.site(id).dir.join(logs::CONSOLE_LOG))
+    }
+
+    /// Ends the idle machines and starts no more ahead of need, within `limit`: for an orderly stop. Machines that carry
+    /// a guest go on.
+    pub async fn stop_warming(&self, limit: Duration) {
+        let idle = self.0.pool.close();
+        let mut ending = tokio::task::JoinSet::new();
+        idle.into_iter().for_each(|idle| drop(ending.spawn(idle.destroy())));
+        if tokio::time::timeout(limit, ending.join_all()).await.is_err() {
+            tracing::warn!("not all idle machines have ended; the next server removes what is left");
+        }
+    }
+
+    /// Ends every machine this server knows, idle or not, and removes the directories and control groups that held
+    /// them. After [`Machines::adopt`] nothing of this run directory is left.
+    pub async fn remove_all(&self) {
+        self.0.pool.close().into_iter().for_each(drop);
+        for machine in self.0.live.all() {
+            machine.destroy().await;
+        }
+        self.0.ground.cgroups.remove_if_empty();
+        // Errors mean that somebody else keeps something there.
+        let _ = fs::remove_dir(self.0.ground.machines_dir());
+        let _ = fs::remove_dir(&self.0.ground.run_dir);
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Makes a berth and starts a process in it. On an error nothing is left.
+    async fn start_machine(&self, shape: Shape, start: Start<'_>) -> Result<Idle, ClaimError> {
+        let id = MachineId::random();
+        self.live.announce(&id);
+        let started = self.start_in_berth(id.clone(), shape, start).await;
+        match &started {
+            Ok(idle) => self.live.add(&idle.machine()),
+            Err(_) => self.live.forget(&id),
+        }
+        started
+    }
+
+    async fn start_in_berth(
+        &self,
+        id: MachineId,
+        shape: Shape,
+        start: Start<'_>,
+    ) -> Result<Idle, ClaimError> {
+        let (berth, handover) = self.ground.make(id.clone(), shape).await?;
+        let place = Place {
+            shape,
+            dir: &berth.site.dir,
+            disk: &berth.disk,
+            namespace: &berth.namespace,
+            tap: handover.tap,
+            uid: berth.uid.get(),
+            cgroup_procs: Vec::new(),
+            log: &handover.log,
+            console: &handover.console,
+        };
+        let started = async {
+            let cgroup_procs = berth.site.cgroup.procs();
+            let cgroup_procs =
+                cgroup_procs.map_err(|source| ClaimError::File { what: "a control group", source })?;
+            let (child, vm) = self.vmm.start(Place { cgroup_procs, ..place }, start).await?;
+            let process = Process::of_child(child);
+            let process =
+                process.map_err(|source| ClaimError::File { what: "a handle of the process", source })?;
+            let (pid, start_ticks) = (process.pid(), process.start_ticks());
+            let record = Record::new(id, shape, pid, start_ticks, berth.uid.get(), vm.guest_ram());
+            record
+                .write(&berth.site.dir)
+                .map_err(|source| ClaimError::File { what: "its record", source })?;
+            Ok((process, vm, record))
+        };
+        match started.await {
+            Ok((process, vm, record)) => {
+                Ok(Idle::new(Machine::new(berth, vm, process, record, false, Arc::downgrade(&self.live))))
+            }
+            Err(error) => {
+                // Whatever was started is in the control group, and ends with it.
+                let removed = tokio::task::spawn_blocking(move || berth.site.remove()).await;
+                if let Err(error) = removed {
+                    tracing::error!(%error, "what a machine leaves could not be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+// === impl Live ===
+
+impl Live {
+    fn announce(&self, id: &MachineId) {
+        self.map().insert(id.clone(), WeakMachine::default());
+    }
+
+    pub(crate) fn add(&self, machine: &Machine) {
+        self.map().insert(machine.id().clone(), machine.downgrade());
+    }
+
+    pub(crate) fn forget(&self, id: &MachineId) {
+        self.map().remove(id);
+    }
+
+    pub(crate) fn has(&self, id: &MachineId) -> bool {
+        self.map().contains_key(id)
+    }
+
+    fn all(&self) -> Vec<Machine> {
+        self.map().values().filter_map(WeakMachine::upgrade).collect()
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<MachineId, WeakMachine>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// User ids of machines that an earlier server left, so that no new one gets theirs.
+fn recorded_uids(machines_dir: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(machines_dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Record::read(&entry.path()).ok().map(|record| record.uid)).collect()
+}
+
+/// Keeps the pool at its targets as long as the server has machines.
+async fn keep_pool(inner: Weak<Inner>) {
+    loop {
+        let Some(inner) = inner.upgrade() else { return };
+        // Bounded, so that this task does not keep the machines from being dropped.
+        let Ok(step) = tokio::time::timeout(AFTER_FAILURE, inner.pool.next()).await else { continue };
+        match step {
+            Step::End(shape) => {
+                if let Some(idle) = inner.pool.discard(&shape) {
+                    idle.destroy().await;
+                }
+            }
+            Step::Start(shape) => match inner.start_machine(shape, Start::Idle).await {
+                Ok(idle) => inner.pool.put(shape, idle),
+                Err(error) => {
+                    tracing::warn!(%error, "no machine could be started ahead of need; it is tried again");
+                    tokio::time::sleep(AFTER_FAILURE).await;
+                }
+            },
+        }
+    }
+}
+
+async fn cut_logs(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(LOGS_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        for machine in inner.live.all() {
+            logs::cut(machine.dir());
+        }
+    }
+}

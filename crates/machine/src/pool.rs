@@ -1,0 +1,205 @@
+//! The warm pool: machines started before anybody needs them.
+//!
+//! Each shape has a target. One task at a time starts what is missing or ends what is too much, as [`plan`] says, and
+//! only while no claim came for a moment: starting a machine takes as much processor time as resuming three.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use torpor_types::Shape;
+
+use crate::machine::Idle;
+
+/// How long nothing was claimed before a machine is started ahead of need.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// The idle machines.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    slots: Mutex<HashMap<Shape, Slot>>,
+    limit: usize,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Slot {
+    target: usize,
+    idle: VecDeque<Idle>,
+    wanted_at: Instant,
+}
+
+/// A shape, as [`plan`] sees it.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    shape: Shape,
+    target: usize,
+    idle: usize,
+    wanted_at: Instant,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Start one more of that shape.
+    Start(Shape),
+    /// End one of that shape.
+    End(Shape),
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// A pool of at most `limit` machines.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { slots: Mutex::default(), limit, changed: Notify::new() }
+    }
+
+    /// Sets how many machines of a shape are kept.
+    pub(crate) fn keep(&self, shape: Shape, target: usize) {
+        let mut slots = self.slots();
+        let slot = slots.entry(shape).or_insert_with(|| Slot::new(target));
+        if slot.target != target || slot.idle.len() != target {
+            slot.target = target;
+            self.changed.notify_one();
+        }
+    }
+
+    /// A living machine of that shape, if there is one.
+    pub(crate) fn take(&self, shape: &Shape) -> Option<Idle> {
+        let mut slots = self.slots();
+        let slot = slots.get_mut(shape)?;
+        slot.wanted_at = Instant::now();
+        self.changed.notify_one();
+        // A dead one is dropped, which removes what it left.
+        std::iter::from_fn(|| slot.idle.pop_front()).find(Idle::is_alive)
+    }
+
+    /// Adds a machine that was started.
+    pub(crate) fn put(&self, shape: Shape, idle: Idle) {
+        self.slots().entry(shape).or_insert_with(|| Slot::new(0)).idle.push_back(idle);
+    }
+
+    /// Takes one machine of that shape to end it.
+    pub(crate) fn discard(&self, shape: &Shape) -> Option<Idle> {
+        self.slots().get_mut(shape)?.idle.pop_back()
+    }
+
+    /// Takes all machines, and keeps none from now on.
+    pub(crate) fn close(&self) -> Vec<Idle> {
+        let mut slots = self.slots();
+        let idle = slots.values_mut().flat_map(|slot| {
+            slot.target = 0;
+            std::mem::take(&mut slot.idle)
+        });
+        idle.collect()
+    }
+
+    /// How many machines of a shape are ready.
+    pub(crate) fn ready(&self, shape: &Shape) -> usize {
+        self.slots().get(shape).map_or(0, |slot| slot.idle.len())
+    }
+
+    /// Waits until something is to be done, and for a quiet moment, and says what.
+    pub(crate) async fn next(&self) -> Step {
+        loop {
+            let changed = self.changed.notified();
+            match self.step() {
+                None => changed.await,
+                Some((step, wanted_at)) => match QUIET.checked_sub(wanted_at.elapsed()) {
+                    None => return step,
+                    Some(rest) => tokio::time::sleep(rest).await,
+                },
+            }
+        }
+    }
+
+    fn step(&self) -> Option<(Step, Instant)> {
+        let slots = self.slots();
+        let need = |(shape, slot): (&Shape, &Slot)| Need {
+            shape: *shape,
+            target: slot.target,
+            idle: slot.idle.len(),
+            wanted_at: slot.wanted_at,
+        };
+        let needs: Vec<Need> = slots.iter().map(need).collect();
+        let last_claim = needs.iter().map(|need| need.wanted_at).max()?;
+        plan(needs, self.limit).map(|step| (step, last_claim))
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<Shape, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn new(target: usize) -> Self {
+        Self { target, idle: VecDeque::new(), wanted_at: Instant::now() }
+    }
+}
+
+/// The next step towards the targets within `limit`. Shapes that were wanted last are served first; what is too much
+/// goes before what is missing comes.
+fn plan(mut needs: Vec<Need>, limit: usize) -> Option<Step> {
+    needs.sort_by_key(|need| std::cmp::Reverse(need.wanted_at));
+    let mut left = limit;
+    let mut missing = None;
+    for need in needs {
+        let share = need.target.min(left);
+        left -= share;
+        if need.idle > share {
+            return Some(Step::End(need.shape));
+        }
+        if need.idle < share && missing.is_none() {
+            missing = Some(Step::Start(need.shape));
+        }
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn need(n: u32, target: usize, idle: usize, age_s: u64) -> Need {
+        let shape = Shape { vcpus: n, memory_mib: 512, disk_mib: 1024 };
+        let now = Instant::now();
+        Need { shape, target, idle, wanted_at: now.checked_sub(Duration::from_secs(age_s)).unwrap_or(now) }
+    }
+
+    proptest! {
+        #[test]
+        fn following_the_plan_ends_within_the_limit_with_every_target_that_fits(
+            targets in proptest::collection::vec((0_usize..5, 0_usize..5), 1..6), limit in 0_usize..12,
+        ) {
+            let age = |i: usize| i as u64;
+            let mut needs: Vec<Need> =
+                targets.iter().enumerate().map(|(i, (target, idle))| need(i as u32, *target, *idle, age(i))).collect();
+            let mut steps = 0;
+            while let Some(step) = plan(needs.clone(), limit) {
+                let (Step::Start(shape) | Step::End(shape)) = step;
+                let slot = needs.iter_mut().find(|need| need.shape == shape).unwrap();
+                match step {
+                    Step::Start(_) => slot.idle += 1,
+                    Step::End(_) => slot.idle -= 1,
+                }
+                steps += 1;
+                prop_assert!(steps < 100, "it comes to no end");
+            }
+            let idle: usize = needs.iter().map(|need| need.idle).sum();
+            let wanted: usize = needs.iter().map(|need| need.target).sum();
+            prop_assert_eq!(idle, wanted.min(limit));
+        }
+    }
+
+    #[test]
+    fn the_shape_wanted_last_takes_the_room_of_one_nobody_wants_any_more() {
+        let needs = vec![need(1, 2, 2, 100), need(2, 2, 0, 0)];
+        let old = needs[0].shape;
+        assert_eq!(plan(needs, 2), Some(Step::End(old)));
+    }
+}
