@@ -48,7 +48,8 @@ step() {
     ticker=$!
     # A function may run here, so `set -e` cannot be relied on inside it: such functions chain with &&.
     "$@" >"$log" 2>&1 </dev/null || rc=$?
-    { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
+    # KILL, for the ticker may have inherited that TERM is ignored.
+    { kill -KILL "$ticker" && wait "$ticker"; } 2>/dev/null || true
     [ -t 1 ] && printf '\r\033[K'
     if [ "$rc" -eq 0 ]; then
         printf '  ok  %-58s %4ds\n' "$name" $((SECONDS - started))
