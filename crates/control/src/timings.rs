@@ -99,7 +99,8 @@ where
     fn on_close(&self, id: Id, context: Context<'_, S>) {
         let Some(span) = context.span(&id) else { return };
         let extensions = span.extensions();
-        if let (Some(steps), Some(Started(moment))) = (extensions.get::<Steps>(), extensions.get::<Started>()) {
+        if let (Some(steps), Some(Started(moment))) = (extensions.get::<Steps>(), extensions.get::<Started>())
+        {
             steps.add(span.name(), moment.elapsed());
         }
     }
@@ -130,9 +131,7 @@ mod tests {
     #[tokio::test]
     async fn a_response_names_every_step_also_those_of_other_tasks() {
         let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(StepTimes));
-        let app = axum::Router::new()
-            .route("/", get(outer))
-            .layer(axum::middleware::from_fn(server_timing));
+        let app = axum::Router::new().route("/", get(outer)).layer(axum::middleware::from_fn(server_timing));
         let response = app.oneshot(Request::get("/").body(Body::empty()).unwrap()).await.unwrap();
         let header = response.headers()["server-timing"].to_str().unwrap();
         let names: Vec<&str> = header.split(", ").map(|step| step.split(';').next().unwrap()).collect();

@@ -36,7 +36,6 @@ use wire::Template;
 
 use crate::lifecycle::Sandboxes;
 use crate::registry::Registry;
-use crate::timings::server_timing;
 
 /// Header that names a request in the answer and in the server's log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,8 +56,7 @@ fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "The server made a mistake; its log says more")
                 .with_code("internal_server_error")
                 .into_response()
-        }))
-        .layer(axum::middleware::from_fn(server_timing));
+        }));
     Router::new()
         .route("/health", get(async || "Health check successful"))
         .route("/sandboxes", get(sandboxes::list_v1).post(sandboxes::create_v1))

@@ -36,16 +36,27 @@ type Reply<T> = oneshot::Sender<Result<T, LifecycleError>>;
 
 /// What can be asked of a sandbox.
 pub(super) enum Operation {
-    Pause { wait_durable: bool, reply: Reply<()> },
+    Pause {
+        wait_durable: bool,
+        reply: Reply<()>,
+    },
     Resume {
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
         must_be_paused: bool,
         reply: Reply<(SandboxView, Connected)>,
     },
-    SetTimeout { timeout_s: i64, reply: Reply<()> },
-    Refresh { duration_s: i64, reply: Reply<()> },
-    Kill { reply: Reply<()> },
+    SetTimeout {
+        timeout_s: i64,
+        reply: Reply<()>,
+    },
+    Refresh {
+        duration_s: i64,
+        reply: Reply<()>,
+    },
+    Kill {
+        reply: Reply<()>,
+    },
 }
 
 /// What happens beside the commands.
@@ -88,6 +99,14 @@ pub(super) struct Actor {
     retry_expiry_at: Option<tokio::time::Instant>,
 }
 
+/// What made the actor act.
+enum Turn {
+    /// `None`: nobody can send commands any more.
+    Command(Option<Command>),
+    Event(Event),
+    Expired,
+}
+
 /// Whether the actor goes on.
 enum Next {
     Continue,
@@ -127,10 +146,8 @@ pub(super) async fn create(
         },
     };
     // The intent is recorded while the machine is being made: one without the other is cleared away by reconciliation.
-    let (recorded, launched) = tokio::join!(
-        node.registry.insert_sandbox(&row),
-        launch::launch(node, &row, &template.snapshot_id),
-    );
+    let (recorded, launched) =
+        tokio::join!(node.registry.insert_sandbox(&row), launch::launch(node, &row, &template.snapshot_id),);
     let machine = match (recorded, launched) {
         (Ok(()), Ok(machine)) => machine,
         (recorded, launched) => {
@@ -209,15 +226,19 @@ impl Actor {
             self.restart_saving();
         }
         loop {
-            let next = tokio::select! {
-                command = self.inbox.recv() => match command {
-                    Some(Command { arrived, span, operation }) => {
-                        self.handle(arrived, operation).instrument(span).await
-                    }
-                    None => Next::Ended,
-                },
-                Some(event) = self.inbound.recv() => self.react(event).await,
-                () = sleep_until(self.expires_at()) => self.expire().await,
+            let expires_at = self.expires_at();
+            let turn = tokio::select! {
+                command = self.inbox.recv() => Turn::Command(command),
+                Some(event) = self.inbound.recv() => Turn::Event(event),
+                () = sleep_until(expires_at) => Turn::Expired,
+            };
+            let next = match turn {
+                Turn::Command(Some(Command { arrived, span, operation })) => {
+                    self.handle(arrived, operation).instrument(span).await
+                }
+                Turn::Command(None) => Next::Ended,
+                Turn::Event(event) => self.react(event).await,
+                Turn::Expired => self.expire().await,
             };
             if let Next::Ended = next {
                 return;
@@ -328,7 +349,10 @@ impl Actor {
                 self.row = before;
                 self.record(StoredState::Pausing).await?;
                 recorded?;
-                return Err(LifecycleError::Failed { what, why: captured.map_or_else(chain, |_| String::new()) });
+                return Err(LifecycleError::Failed {
+                    what,
+                    why: captured.map_or_else(|error| chain(&error), |_| String::new()),
+                });
             }
         };
         closed.cancel();
@@ -346,11 +370,20 @@ impl Actor {
 
     fn start_saving(&mut self, machine: &Machine, state: Option<torpor_machine::DeviceState>) -> Saving {
         self.epoch += 1;
-        Saving::start(self.node.clone(), self.row.clone(), machine.clone(), state, self.epoch, self.events.clone())
+        Saving::start(
+            self.node.clone(),
+            self.row.clone(),
+            machine.clone(),
+            state,
+            self.epoch,
+            self.events.clone(),
+        )
     }
 
     fn restart_saving(&mut self) {
-        if let Carrier::Stopped { machine, waiters, .. } = std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+        if let Carrier::Stopped { machine, waiters, .. } =
+            std::mem::replace(&mut self.carrier, Carrier::Nothing)
+        {
             let saving = self.start_saving(&machine, None);
             self.carrier = Carrier::Stopped { machine, saving, waiters };
             self.publish();
@@ -385,7 +418,9 @@ impl Actor {
             self.retry_saving(SaveError::Registry(error));
             return;
         }
-        if let Carrier::Stopped { machine, waiters, .. } = std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+        if let Carrier::Stopped { machine, waiters, .. } =
+            std::mem::replace(&mut self.carrier, Carrier::Nothing)
+        {
             machine.destroy().await;
             for waiter in waiters {
                 answer(waiter, Ok(()));
@@ -453,6 +488,7 @@ impl Actor {
                 match launch::wake(&self.node, &self.row, &machine).await {
                     Ok(()) => machine,
                     Err(error) => {
+                        // It may have run for a moment; the save captures it anew.
                         let saving = self.start_saving(&machine, None);
                         self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
                         return Err(error.into());

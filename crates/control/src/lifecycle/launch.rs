@@ -66,7 +66,8 @@ pub(super) async fn launch(
     }
 }
 
-/// Lets a stopped machine run and tells its agent who it is and what time it is. On an error it is stopped again.
+/// Lets a stopped machine run and tells its agent who it is and what time it is. On an error it may
+/// be running.
 #[tracing::instrument(name = "wake", skip_all)]
 pub(super) async fn wake(node: &Node, row: &SandboxRow, machine: &Machine) -> Result<(), LaunchError> {
     machine.cont().await.map_err(step("starting the machine"))?;

@@ -110,7 +110,8 @@ impl Sandboxes {
     pub async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError> {
         let (node, entries, team) = (self.inner.node.clone(), self.inner.entries.clone(), team.clone());
         // A task of its own: a client that hangs up must not leave a half-made sandbox.
-        let creation = async move { actor::create(&node, &entries, team, request).await.map(|s| s.view(&node)) };
+        let creation =
+            async move { actor::create(&node, &entries, team, request).await.map(|s| s.view(&node)) };
         tokio::spawn(creation.in_current_span()).await.unwrap_or(Err(LifecycleError::ShuttingDown))
     }
 
@@ -141,7 +142,12 @@ impl Sandboxes {
     /// # Errors
     /// [`LifecycleError::AlreadyPaused`], [`LifecycleError::NotFound`], [`LifecycleError::NoRoom`] (the sandbox runs
     /// on), [`LifecycleError::Failed`] (it runs on, or is at its last durable pause).
-    pub async fn pause(&self, team: &TeamId, id: &SandboxId, wait_durable: bool) -> Result<(), LifecycleError> {
+    pub async fn pause(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        wait_durable: bool,
+    ) -> Result<(), LifecycleError> {
         self.ask(team, id, |reply| Operation::Pause { wait_durable, reply }).await
     }
 
@@ -286,9 +292,8 @@ impl Status {
 
     fn is_visible(&self, now: Timestamp) -> bool {
         let record = &self.row.record;
-        let expired = self.visible_state() == VisibleState::Running
-            && record.end_at <= now
-            && !record.pause_on_timeout;
+        let expired =
+            self.visible_state() == VisibleState::Running && record.end_at <= now && !record.pause_on_timeout;
         !self.gone && !expired && !matches!(self.row.state, StoredState::Killing | StoredState::Creating)
     }
 

@@ -94,7 +94,9 @@ impl Node {
     pub(super) async fn warm_up(&self) {
         match self.registry.templates().await {
             Ok(templates) => templates.iter().for_each(|template| self.keep_warm(&template.shape)),
-            Err(error) => tracing::warn!(%error, "no machines are kept ready: the templates cannot be listed"),
+            Err(error) => {
+                tracing::warn!(%error, "no machines are kept ready: the templates cannot be listed")
+            }
         }
     }
 

@@ -22,11 +22,11 @@ use torpor_machine::Machine;
 use torpor_types::{SandboxId, SnapshotId};
 use torpor_vault::Snapshot;
 
+use super::Entries;
 use super::actor::{Actor, Carrier, chain};
 use super::launch::{self, Note};
 use super::node::{Node, StartError};
 use super::save::Saving;
-use super::Entries;
 use crate::registry::{SandboxRow, StoredState};
 
 /// What was found at the start.
@@ -59,7 +59,9 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
     let pauses = newest_pauses(node)?;
     let mut reconciled = Reconciled::default();
     for row in node.registry.sandboxes().await? {
-        let named = |machine: &Machine| row.state == StoredState::Resuming || row.machine_id.as_ref() == Some(machine.id());
+        let named = |machine: &Machine| {
+            row.state == StoredState::Resuming || row.machine_id.as_ref() == Some(machine.id())
+        };
         let machine = match machines.remove(&row.id) {
             Some(machine) if named(&machine) => Some(machine),
             Some(other) => {

@@ -52,7 +52,8 @@ struct Job {
     node: Arc<Node>,
     row: SandboxRow,
     machine: Machine,
-    /// `None`: the machine was found stopped by a new server, or saving it failed before; it knows its state.
+    /// `None`: the machine was found stopped by a new server, or saving it failed before. It knows its state, or is
+    /// stopped and captured anew.
     state: Option<DeviceState>,
     progress: Arc<AtomicU8>,
 }
@@ -121,18 +122,21 @@ impl Job {
         let Job { node, row, machine, state, progress } = self;
         let cancelled = || progress.load(Ordering::Acquire) == CANCELLED;
         node.vault.require_room(machine.private_bytes())?;
-        let note = Note::read(&machine).ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
+        let note = Note::read(&machine)
+            .ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
         let base = node.vault.get(&note.base).map_err(step("opening the snapshot the machine came from"))?;
         let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
+        let state = match state {
+            Some(state) => state,
+            None => tokio::runtime::Handle::current()
+                .block_on(machine.stop_and_capture())
+                .map_err(step("capturing the device state"))?,
+        };
         let base_memory = base.open_memory().map_err(step("opening the base memory"))?;
         let memory = staging.clone_memory(&base_memory).map_err(step("cloning the base memory"))?;
         let saved = machine.save_memory(&memory, &cancelled).map_err(step("saving dirtied memory"))?;
         let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
         staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
-        let state = match state {
-            Some(state) => state,
-            None => machine.captured_state().map_err(step("reading the captured device state"))?,
-        };
         staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
         if progress.compare_exchange(COPYING, COPIED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return Err(SaveError::Cancelled);
