@@ -123,7 +123,7 @@ host_packages() {
 rust_toolchain() {
     local want have
     want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml")
-    [ -d "$HOME/.cargo/bin" ] && PATH=$HOME/.cargo/bin:$PATH
+    command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
     if ! command -v cargo >/dev/null && ! command -v rustup >/dev/null; then
         # Debian 13 and Ubuntu 24.04 package rustup; Debian 12 does not.
         if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
