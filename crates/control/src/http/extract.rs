@@ -112,6 +112,10 @@ where
 
 fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    if matches!(bytes.trim_ascii_start().first(), Some(b'[' | b'"' | b'n')) {
+        // Read as a list of fields otherwise.
+        return Err(ApiError::bad_request("Invalid request body: it must be a JSON object"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let place = error.path().to_string();
