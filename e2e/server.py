@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BINARY = Path(os.environ.get("TORPOR_BIN", TARGET / "release" / "torpor"))
 LOGS = Path(os.environ.get("TORPOR_LOG_DIR", TARGET / "logs"))
-CACHE = Path(os.environ.get("TORPOR_CACHE_DIR", TARGET / "torpor-cache"))
 START_SECONDS = 120
 STOP_SECONDS = 60
 
@@ -54,11 +53,7 @@ def data_dir() -> Path:
     given = os.environ.get("TORPOR_TEST_DATA_DIR")
     path = Path(given) if given else TARGET / "e2e-data"
     if given is None:
-        subprocess.run(
-            [str(BINARY), "setup", "--data-dir", str(path), "--cache-dir", str(CACHE), "--yes"],
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
+        subprocess.run([str(BINARY), "setup", "--data-dir", str(path), "--yes"], stdin=subprocess.DEVNULL, check=True)
     return path
 
 

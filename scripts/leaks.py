@@ -28,7 +28,7 @@ OUR_PROGRAMS = re.compile(r"^(qemu-system|torpor|mmdebstrap|debootstrap|swtpm|vi
 # Shared directories, and the names there that can be ours. (Packages installed on the way may make /run/qemu.)
 OUR_NAMES = {
     **dict.fromkeys(["/tmp", "/var/tmp", "/dev/shm"], re.compile(r"torpor|qemu|debootstrap|^\.tmp")),
-    **dict.fromkeys(["/run", "/run/lock", "/var/lib", "/var/cache"], re.compile(r"torpor")),
+    **dict.fromkeys(["/run", "/run/lock", "/var/lib"], re.compile(r"torpor")),
 }
 GRACE_SECONDS = 15
 

@@ -5,8 +5,6 @@
 CARGO_TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 TORPOR=$CARGO_TARGET/release/torpor
 LOGS=${TORPOR_LOG_DIR:-$CARGO_TARGET/logs}
-# Root file systems are downloaded once and kept here, inside the repository, for the next run.
-CACHE=${TORPOR_CACHE_DIR:-$CARGO_TARGET/torpor-cache}
 VENV=$CARGO_TARGET/sdk-venv
 PYTHON_MINIMUM=3.11    # e2b 2.56 and later
 NODE_MINIMUM=20.18.1   # e2b 2.51
