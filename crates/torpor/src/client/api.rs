@@ -1,0 +1,171 @@
+//! The REST API, as far as the commands use it.
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::ClientError;
+
+/// One server, asked with one key. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Api {
+    client: Client<HttpConnector, Full<Bytes>>,
+    url: String,
+    key: String,
+}
+
+/// A sandbox, as `GET /sandboxes/{id}` and the list describe it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SandboxInfo {
+    #[serde(rename = "sandboxID")]
+    pub(super) id: String,
+    #[serde(rename = "templateID")]
+    pub(super) template_id: String,
+    pub(super) alias: Option<String>,
+    pub(super) state: String,
+    pub(super) started_at: jiff::Timestamp,
+    pub(super) end_at: jiff::Timestamp,
+    pub(super) cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    pub(super) memory_mib: u32,
+    #[serde(rename = "diskSizeMB")]
+    pub(super) disk_mib: u32,
+    #[serde(default)]
+    pub(super) metadata: std::collections::BTreeMap<String, String>,
+    pub(super) envd_access_token: Option<String>,
+    pub(super) durable: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    message: String,
+}
+
+// === impl Api ===
+
+impl Api {
+    pub(super) fn new(url: String, key: String) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { client, url, key }
+    }
+
+    /// The server's URL without a slash at its end.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    #[cfg(test)]
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// One sandbox, also as the JSON it came in.
+    pub(super) async fn sandbox(&self, id: &str) -> Result<(SandboxInfo, Value), ClientError> {
+        let value: Value = self.get(&sandbox_path(id, "")).await?;
+        Ok((read(&format!("GET {}", sandbox_path(id, "")), value.clone())?, value))
+    }
+
+    /// A running sandbox; a paused one is an error that says how to resume it.
+    pub(super) async fn running_sandbox(&self, id: &str) -> Result<SandboxInfo, ClientError> {
+        let (info, _) = self.sandbox(id).await?;
+        if info.state == "paused" { Err(ClientError::Paused(info.id)) } else { Ok(info) }
+    }
+
+    /// All entries of a list, page after page.
+    pub(super) async fn list(&self, query: &str) -> Result<Vec<Value>, ClientError> {
+        let mut all = Vec::new();
+        let mut token = String::new();
+        loop {
+            let path = format!("/v2/sandboxes?{query}{token}");
+            let (_, headers, value) = self.call(Method::GET, &path, None).await?;
+            let page: Vec<Value> = read(&path, value)?;
+            all.extend(page);
+            match headers.get("x-next-token").and_then(|token| token.to_str().ok()) {
+                Some(next) => token = format!("&nextToken={}", quote(next)),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let (_, _, value) = self.call(Method::GET, path, None).await?;
+        read(path, value)
+    }
+
+    pub(super) async fn post(&self, path: &str, body: Value) -> Result<(StatusCode, Value), ClientError> {
+        let (status, _, value) = self.call(Method::POST, path, Some(body)).await?;
+        Ok((status, value))
+    }
+
+    pub(super) async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, path, None).await.map(|_| ())
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(StatusCode, HeaderMap, Value), ClientError> {
+        let what = format!("{method} {path}");
+        let no_answer = |why: String| ClientError::NoAnswer { url: self.url.clone(), why };
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header("x-api-key", &self.key)
+            .header("content-type", "application/json")
+            .header("user-agent", concat!("torpor/", env!("CARGO_PKG_VERSION")))
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| ClientError::Unreadable { what: what.clone(), why: error.to_string() })?;
+        let response = self.client.request(request).await.map_err(|error| no_answer(root_cause(&error)))?;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.map_err(|error| no_answer(root_cause(&error)))?.to_bytes();
+        if !parts.status.is_success() {
+            return Err(ClientError::Refused {
+                status: parts.status.as_u16(),
+                message: message_of(&what, parts.status, &bytes),
+            });
+        }
+        if bytes.is_empty() {
+            return Ok((parts.status, parts.headers, Value::Null));
+        }
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|error| ClientError::Unreadable { what, why: error.to_string() })?;
+        Ok((parts.status, parts.headers, value))
+    }
+}
+
+/// `/sandboxes/{id}{rest}`, whatever the id is made of.
+pub(super) fn sandbox_path(id: &str, rest: &str) -> String {
+    format!("/sandboxes/{}{rest}", quote(id))
+}
+
+/// Percent-encodes everything but letters and digits.
+pub(super) fn quote(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+pub(super) fn read<T: DeserializeOwned>(what: &str, value: Value) -> Result<T, ClientError> {
+    serde_json::from_value(value)
+        .map_err(|error| ClientError::Unreadable { what: what.to_owned(), why: error.to_string() })
+}
+
+fn message_of(what: &str, status: StatusCode, body: &[u8]) -> String {
+    match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => body.message,
+        Err(_) => format!("{what} was answered {status}: {}", String::from_utf8_lossy(body).trim()),
+    }
+}
+
+/// What an error ends in: "Connection refused" and not "client error (Connect)".
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root_cause)
+}

@@ -1,0 +1,412 @@
+//! `torpor sandbox`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::api::{Api, SandboxInfo, quote, read, sandbox_path};
+use super::exec::Exec;
+use super::shell::Shell;
+use super::table::{age, remaining, table};
+use super::{ClientError, EXIT_NOT_RUN, Endpoint, say, say_json};
+
+/// Sandboxes: create, use, pause, resume, kill
+#[derive(Debug, clap::Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub(crate) struct SandboxCommand {
+    #[command(flatten)]
+    endpoint: Endpoint,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Create a sandbox and print its id
+    Create(Create),
+    /// List running and paused sandboxes, newest first
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Show one sandbox
+    Info {
+        /// Id of the sandbox
+        id: String,
+        /// Print JSON instead
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a program in a sandbox; input and output are passed through, its exit code becomes ours
+    Exec(Exec),
+    /// Open a shell in a sandbox
+    Shell(Shell),
+    /// Pause: files, memory and running programs are kept
+    Pause {
+        /// Ids of the sandboxes
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Answer only when the pause would survive a power cut
+        #[arg(long)]
+        durable: bool,
+    },
+    /// Resume; on a running sandbox only its deadline may move, to a later time
+    Resume {
+        /// Ids of the sandboxes
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Seconds to live from now on
+        #[arg(long, short, default_value_t = 300)]
+        timeout: u32,
+    },
+    /// Kill: the sandbox and everything in it is gone
+    Kill {
+        /// Ids of the sandboxes
+        #[arg(required_unless_present = "all")]
+        ids: Vec<String>,
+        /// Every sandbox, running and paused
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+    /// Print what the sandbox's console shows: its kernel and its agent
+    Logs {
+        /// Id of the sandbox
+        id: String,
+        /// Print JSON instead
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// Name or id of the template
+    #[arg(default_value = "base")]
+    template: String,
+    /// Seconds to live
+    #[arg(long, short, default_value_t = 300)]
+    timeout: u32,
+    /// What happens then
+    #[arg(long, value_enum, default_value_t = OnTimeout::Kill)]
+    on_timeout: OnTimeout,
+    /// Text to find it by later; may be given several times
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    metadata: Vec<Pair>,
+    /// Environment variable of everything started in it; may be given several times
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    env: Vec<Pair>,
+    /// Keep it away from the internet
+    #[arg(long)]
+    no_internet: bool,
+    /// Print JSON (with the access token) instead of the bare id
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Only those in this state
+    #[arg(long, short, value_enum)]
+    state: Option<State>,
+    /// Only those with this metadata; may be given several times, all must match
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    metadata: Vec<Pair>,
+    /// Only those of this template
+    #[arg(long, short)]
+    template: Option<String>,
+    /// Print JSON instead of a table
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Print ids only
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnTimeout {
+    Kill,
+    Pause,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum State {
+    Running,
+    Paused,
+}
+
+/// `KEY=VALUE`. The value may be empty and may hold `=`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pair(pub(super) String, pub(super) String);
+
+// === impl Pair ===
+
+impl FromStr for Pair {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self(key.to_owned(), value.to_owned())),
+            _ => Err("it must be of the form KEY=VALUE"),
+        }
+    }
+}
+
+// === impl SandboxCommand ===
+
+impl SandboxCommand {
+    /// Does what was asked. `data_dir` is where a key for this host's server may be.
+    pub(crate) async fn run(self, data_dir: &Path) -> Result<ExitCode, ClientError> {
+        let api = self.endpoint.api(data_dir)?;
+        let done = match self.action {
+            Action::Exec(exec) => return Ok(exit_code(exec.run(&api).await)),
+            Action::Shell(shell) => return Ok(exit_code(shell.run(&api).await)),
+            Action::Create(create) => create.run(&api).await,
+            Action::List(list) => list.run(&api).await,
+            Action::Info { id, json } => info(&api, &id, json).await,
+            Action::Pause { ids, durable } => {
+                let body = json!({ "waitDurable": durable });
+                each(ids, async |id: &str| {
+                    api.post(&sandbox_path(id, "/pause"), body.clone()).await.map(drop)
+                })
+                .await
+            }
+            Action::Resume { ids, timeout } => {
+                let body = json!({ "timeout": timeout });
+                each(ids, async |id: &str| {
+                    api.post(&format!("/v2{}", sandbox_path(id, "/connect")), body.clone()).await.map(drop)
+                })
+                .await
+            }
+            Action::Kill { ids, all } => {
+                let ids = if all { ids_of(&api.list("").await?) } else { ids };
+                each(ids, async |id: &str| api.delete(&sandbox_path(id, "")).await).await
+            }
+            Action::Logs { id, json } => logs(&api, &id, json).await,
+        };
+        done.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+/// The program's own code, or 125 after saying why it was not run to its end.
+fn exit_code(result: Result<u8, ClientError>) -> ExitCode {
+    ExitCode::from(result.unwrap_or_else(|error| {
+        eprintln!("torpor: {error}");
+        EXIT_NOT_RUN
+    }))
+}
+
+/// Does it for one id after the other, prints those done, reports those that failed and goes on.
+async fn each(
+    ids: Vec<String>,
+    act: impl AsyncFn(&str) -> Result<(), ClientError>,
+) -> Result<(), ClientError> {
+    if let [only] = ids.as_slice() {
+        act(only).await?;
+        return say(only);
+    }
+    let mut failed = 0;
+    for id in &ids {
+        match act(id).await {
+            Ok(()) => say(id)?,
+            Err(error @ (ClientError::NoAnswer { .. } | ClientError::Refused { status: 401, .. })) => {
+                return Err(error);
+            }
+            Err(error) => {
+                failed += 1;
+                eprintln!("torpor: {id}: {error}");
+            }
+        }
+    }
+    if failed == 0 { Ok(()) } else { Err(ClientError::Some { failed, all: ids.len() }) }
+}
+
+fn ids_of(sandboxes: &[Value]) -> Vec<String> {
+    sandboxes.iter().filter_map(|sandbox| sandbox["sandboxID"].as_str()).map(str::to_owned).collect()
+}
+
+// === impl Create ===
+
+impl Create {
+    async fn run(self, api: &Api) -> Result<(), ClientError> {
+        let map = |pairs: Vec<Pair>| pairs.into_iter().map(|Pair(k, v)| (k, v)).collect::<BTreeMap<_, _>>();
+        let body = json!({
+            "templateID": self.template,
+            "timeout": self.timeout,
+            "autoPause": self.on_timeout == OnTimeout::Pause,
+            "allow_internet_access": !self.no_internet,
+            "metadata": map(self.metadata),
+            "envVars": map(self.env),
+        });
+        let (_, sandbox) = api.post("/v2/sandboxes", body).await?;
+        match sandbox["sandboxID"].as_str() {
+            _ if self.json => say_json(&sandbox),
+            Some(id) => say(id),
+            None => Err(ClientError::Unreadable {
+                what: "POST /v2/sandboxes".to_owned(),
+                why: "there is no sandboxID in it".to_owned(),
+            }),
+        }
+    }
+}
+
+// === impl List ===
+
+impl List {
+    async fn run(self, api: &Api) -> Result<(), ClientError> {
+        let sandboxes = api.list(&self.query()).await?;
+        if self.json {
+            return say_json(&sandboxes);
+        }
+        if self.quiet {
+            return ids_of(&sandboxes).iter().try_for_each(|id| say(id));
+        }
+        let sandboxes: Vec<SandboxInfo> = read("GET /v2/sandboxes", Value::Array(sandboxes))?;
+        say(&show_list(&sandboxes, Timestamp::now()))
+    }
+
+    fn query(&self) -> String {
+        let mut query = Vec::new();
+        if let Some(state) = self.state {
+            query.push(format!("state={}", if state == State::Running { "running" } else { "paused" }));
+        }
+        if let Some(template) = &self.template {
+            query.push(format!("template={}", quote(template)));
+        }
+        if !self.metadata.is_empty() {
+            // Three layers, as every client of this protocol: keys and values, pairs, the whole.
+            let pair = |Pair(key, value): &Pair| format!("{}={}", quote(&quote(key)), quote(&quote(value)));
+            let pairs: Vec<String> = self.metadata.iter().map(pair).collect();
+            query.push(format!("metadata={}", quote(&pairs.join("&"))));
+        }
+        query.join("&")
+    }
+}
+
+fn show_list(sandboxes: &[SandboxInfo], now: Timestamp) -> String {
+    let row = |sandbox: &SandboxInfo| {
+        [
+            sandbox.id.clone(),
+            sandbox.alias.clone().unwrap_or_else(|| sandbox.template_id.clone()),
+            sandbox.state.clone(),
+            sandbox.cpu_count.to_string(),
+            format!("{} MiB", sandbox.memory_mib),
+            age(sandbox.started_at, now),
+            ends(sandbox, now),
+            pairs(&sandbox.metadata),
+        ]
+    };
+    let rows: Vec<_> = sandboxes.iter().map(row).collect();
+    table(["ID", "TEMPLATE", "STATE", "VCPUS", "MEMORY", "STARTED", "ENDS", "METADATA"], &rows)
+}
+
+/// A paused sandbox stays until it is killed.
+fn ends(sandbox: &SandboxInfo, now: Timestamp) -> String {
+    if sandbox.state == "paused" { "never".to_owned() } else { remaining(sandbox.end_at, now) }
+}
+
+fn pairs(map: &BTreeMap<String, String>) -> String {
+    map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+async fn info(api: &Api, id: &str, json: bool) -> Result<(), ClientError> {
+    let (sandbox, value) = api.sandbox(id).await?;
+    if json { say_json(&value) } else { say(&show_info(&sandbox, Timestamp::now())) }
+}
+
+fn show_info(sandbox: &SandboxInfo, now: Timestamp) -> String {
+    let paused = sandbox.state == "paused";
+    let ends = if paused { "Paused" } else { "Ends" };
+    let at = if paused { age(sandbox.end_at, now) } else { remaining(sandbox.end_at, now) };
+    let template = sandbox.alias.clone().unwrap_or_default();
+    let size = format!(
+        "{} vCPU, {} MiB memory, {} MiB disk",
+        sandbox.cpu_count, sandbox.memory_mib, sandbox.disk_mib
+    );
+    let mut lines = vec![
+        ("Id", sandbox.id.clone()),
+        ("State", sandbox.state.clone()),
+        ("Template", format!("{template} ({})", sandbox.template_id)),
+        ("Size", size),
+        ("Started", format!("{} ({})", sandbox.started_at, age(sandbox.started_at, now))),
+        (ends, format!("{} ({at})", sandbox.end_at)),
+    ];
+    if let Some(durable) = sandbox.durable {
+        lines.push(("Durable", if durable { "yes" } else { "not yet: it is being written" }.to_owned()));
+    }
+    if !sandbox.metadata.is_empty() {
+        lines.push(("Metadata", pairs(&sandbox.metadata)));
+    }
+    lines.iter().map(|(name, value)| format!("{name:<10}{value}")).collect::<Vec<_>>().join("\n")
+}
+
+async fn logs(api: &Api, id: &str, json: bool) -> Result<(), ClientError> {
+    let value: Value = api.get(&sandbox_path(id, "/logs")).await?;
+    if json {
+        return say_json(&value);
+    }
+    let lines = value["logs"].as_array().into_iter().flatten();
+    lines.filter_map(|log| log["line"].as_str()).try_for_each(|line| say(&message_of(line)))
+}
+
+/// A line is JSON itself; anything else is shown as it is.
+fn message_of(line: &str) -> String {
+    let parsed: Option<Value> = serde_json::from_str(line).ok();
+    let message = parsed.as_ref().and_then(|line| line["message"].as_str());
+    let printable = |c: &char| !c.is_control() || *c == '\t';
+    message.unwrap_or(line).chars().filter(printable).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox(id: &str, state: &str) -> SandboxInfo {
+        read(
+            "a test",
+            json!({
+                "sandboxID": id, "templateID": "tbase", "alias": "base", "state": state,
+                "startedAt": "2026-01-31T11:00:00.000000Z", "endAt": "2026-01-31T12:05:00.000000Z",
+                "cpuCount": 1, "memoryMB": 512, "diskSizeMB": 8192, "metadata": {"app": "prod", "user": "1"},
+                "durable": (state == "paused").then_some(false), "envdVersion": "0.6.13", "clientID": "0",
+            }),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_list_and_the_detail_read_well() {
+        let now: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
+        let later: Timestamp = "2026-01-31T12:10:00Z".parse().unwrap();
+        let all = [sandbox("iabcdefghij0123456789", "running"), sandbox("ixyz", "paused")];
+        insta::assert_snapshot!(show_list(&all, now));
+        insta::assert_snapshot!(format!("{}\n\n{}", show_info(&all[0], now), show_info(&all[1], later)));
+    }
+
+    #[test]
+    fn pairs_may_hold_what_they_like_behind_the_first_equals_sign() {
+        assert_eq!("a=b=c".parse(), Ok(Pair("a".into(), "b=c".into())));
+        assert_eq!("a=".parse(), Ok(Pair("a".into(), String::new())));
+        assert!("=b".parse::<Pair>().is_err());
+        assert!("a".parse::<Pair>().is_err());
+    }
+
+    #[test]
+    fn the_filter_by_metadata_is_encoded_as_the_server_decodes_it() {
+        let list = List {
+            state: Some(State::Paused),
+            metadata: vec![Pair("a b".into(), "c&d".into())],
+            template: None,
+            json: false,
+            quiet: false,
+        };
+        assert_eq!(list.query(), "state=paused&metadata=a%252520b%3Dc%252526d");
+    }
+
+    #[test]
+    fn log_lines_show_their_message_without_control_characters() {
+        assert_eq!(message_of(r#"{"level":"info","message":"a\tb\u001b[31mc"}"#), "a\tb[31mc");
+        assert_eq!(message_of("plain"), "plain");
+    }
+}
