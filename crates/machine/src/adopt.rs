@@ -20,7 +20,7 @@ use crate::vmm::RunState;
 
 pub(crate) async fn adopt(machines: &Arc<Inner>) -> Result<Vec<Machine>, AdoptError> {
     let mut adopted = Vec::new();
-    for id in left(machines)? {
+    for id in left(machines)?.into_iter().filter(|id| !machines.live.has(id)) {
         match adopt_one(machines, &id).await {
             Ok(machine) => {
                 tracing::info!(machine = %id, pid = machine.pid(), runs = machine.runs(), "a machine was taken over");
@@ -34,25 +34,34 @@ pub(crate) async fn adopt(machines: &Arc<Inner>) -> Result<Vec<Machine>, AdoptEr
                     }
                     _ => tracing::warn!(machine = %id, %why, "a machine cannot be taken over and is removed"),
                 }
-                let site = machines.ground.site(&id);
-                if let Err(error) = tokio::task::spawn_blocking(move || site.remove()).await {
-                    tracing::error!(%error, machine = %id, "what a machine leaves could not be removed");
-                }
+                clear(machines, &id).await;
             }
         }
     }
     Ok(adopted)
 }
 
-/// Everything that looks like a part of a machine and is none of this server's own making.
-fn left(machines: &Inner) -> Result<BTreeSet<MachineId>, AdoptError> {
+/// Ends the machine and removes every part of it that is there.
+pub(crate) async fn clear(machines: &Inner, id: &MachineId) {
+    let site = machines.ground.site(id);
+    let record = Record::read(&site.dir).ok();
+    if let Some(process) = record.and_then(|record| Process::find(record.pid, record.start_ticks)) {
+        process.kill().await;
+    }
+    if let Err(error) = tokio::task::spawn_blocking(move || site.remove()).await {
+        tracing::error!(%error, machine = %id, "what a machine leaves could not be removed");
+    }
+}
+
+/// Everything that looks like a part of a machine.
+pub(crate) fn left(machines: &Inner) -> Result<BTreeSet<MachineId>, AdoptError> {
     let mut names = machines.ground.cgroups.names();
     for path in [machines.ground.machines_dir(), machines.ground.disks_dir.clone()] {
         let entries = fs::read_dir(&path).map_err(|source| AdoptError::List { path, source })?;
         names.extend(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
     }
     let ids = names.iter().filter_map(|name| name.parse().ok());
-    Ok(ids.filter(|id| !machines.live.has(id)).collect())
+    Ok(ids.collect())
 }
 
 async fn adopt_one(machines: &Arc<Inner>, id: &MachineId) -> Result<Machine, NotAdopted> {

@@ -263,7 +263,8 @@ impl Machine {
             .map_err(LoadError::Disk)
     }
 
-    pub(crate) fn dir(&self) -> &std::path::Path {
+    /// Its run directory.
+    pub fn run_dir(&self) -> &std::path::Path {
         &self.0.berth.site.dir
     }
 

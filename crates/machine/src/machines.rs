@@ -146,12 +146,22 @@ impl Machines {
         }
     }
 
-    /// Ends every machine this server knows, idle or not, and removes the directories and control groups that held
-    /// them. After [`Machines::adopt`] nothing of this run directory is left.
+    /// Ends every machine of this run directory, whoever made it, and removes what held them.
     pub async fn remove_all(&self) {
-        self.0.pool.close().into_iter().for_each(drop);
+        for idle in self.0.pool.close() {
+            idle.destroy().await;
+        }
         for machine in self.0.live.all() {
             machine.destroy().await;
+        }
+        // Those that nobody holds any more.
+        match crate::adopt::left(&self.0) {
+            Ok(left) => {
+                for id in left {
+                    crate::adopt::clear(&self.0, &id).await;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "not all machines may be gone"),
         }
         self.0.ground.cgroups.remove_if_empty();
         // Errors mean that somebody else keeps something there.
@@ -286,7 +296,7 @@ async fn cut_logs(inner: Weak<Inner>) {
         tokio::time::sleep(LOGS_EVERY).await;
         let Some(inner) = inner.upgrade() else { return };
         for machine in inner.live.all() {
-            logs::cut(machine.dir());
+            logs::cut(machine.run_dir());
         }
     }
 }

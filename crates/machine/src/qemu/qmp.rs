@@ -223,7 +223,13 @@ impl Exchange {
 
 async fn read_messages(read: OwnedReadHalf, sender: mpsc::UnboundedSender<Message>) {
     let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
+    loop {
+        let line = tokio::select! {
+            line = lines.next_line() => line,
+            // Whoever asked is gone: close, so that another can connect.
+            () = sender.closed() => return,
+        };
+        let Ok(Some(line)) = line else { return };
         let message = match serde_json::from_str(&line) {
             Ok(message) => message,
             Err(error) => {

@@ -59,12 +59,14 @@ fn mount_at(kind: &str, target: &str) {
 }
 
 fn load_modules() {
-    for module in ["virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net"] {
-        let file = std::fs::File::open(format!("/modules/{module}.ko")).expect(module);
+    let mut modules: Vec<_> = std::fs::read_dir("/modules").unwrap().map(|entry| entry.unwrap().path()).collect();
+    modules.sort();
+    for module in modules {
+        let file = std::fs::File::open(&module).unwrap();
         let none = CString::new("").unwrap();
-        // finit_module; flag 4: the kernel decompresses.
-        let result = unsafe { syscall(313, file.as_raw_fd(), none.as_ptr(), 4) };
-        println!("guest: {module} {result}");
+        // finit_module
+        let result = unsafe { syscall(313, file.as_raw_fd(), none.as_ptr(), 0) };
+        println!("guest: {} {result}", module.display());
     }
 }
 

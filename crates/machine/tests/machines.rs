@@ -1,0 +1,251 @@
+//! What machines promise, shown with real ones.
+
+mod lab;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use lab::{Guest, Lab, SHAPE, in_lab};
+use torpor_machine::vmm::VmmError;
+use torpor_machine::{CaptureError, LoadError, Machine, SaveError};
+use torpor_types::MIB;
+
+/// Fails, instead of hanging, when what is waited for does not come.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .unwrap_or_else(|_| panic!("{what} does not come"))
+}
+
+async fn pause(lab: &Lab, machine: &Machine, base: Option<&lab::Snapshot>) -> lab::Snapshot {
+    let state = machine.stop_and_capture().await.unwrap();
+    lab.save(machine, &state, base).await
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn ten_pauses_in_a_row_lose_no_page_of_memory_and_no_block_of_disk() {
+    in_lab(|lab: Lab| async move {
+        lab.machines.keep_warm(SHAPE, 1);
+        let (mut machine, mut guest) = lab.boot().await;
+        assert_eq!(guest.ask("fill 64").await, "filled 64");
+        assert_eq!(guest.ask("churn").await, "churning");
+        let mut base = None;
+        for round in 0..10 {
+            assert_eq!(guest.ask(&format!("disk-write {round}")).await, "written");
+            let state = machine.stop_and_capture().await.unwrap();
+            // Changed its mind: it goes on in the same process, and is stopped again.
+            machine.cont().await.unwrap();
+            assert_eq!(guest.ask(&format!("dirty {round}")).await, format!("dirtied {}", round * 256));
+            drop(state);
+            let snapshot = pause(&lab, &machine, base.as_ref()).await;
+            machine.destroy().await;
+            (machine, guest) = lab.resume(&snapshot).await;
+            assert_eq!(guest.ask("check").await, "checked 16384 0", "after pause {round}");
+            for block in 0..=round {
+                assert_eq!(guest.ask(&format!("disk-check {block}")).await, "disk ok", "after pause {round}");
+            }
+            let churned = guest.ask("churned").await;
+            assert!(churned.ends_with(" 0"), "{churned} after pause {round}");
+            base = Some(snapshot);
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn a_saved_memory_file_is_the_machines_memory_byte_for_byte() {
+    in_lab(|lab: Lab| async move {
+        let (machine, mut guest) = lab.boot().await;
+        guest.ask("fill 64").await;
+        let booted = pause(&lab, &machine, None).await;
+        assert_same_memory(&machine, &booted);
+        machine.destroy().await;
+
+        let (machine, mut guest) = lab.resume(&booted).await;
+        guest.ask("dirty 8").await;
+        guest.ask("zero 4").await;
+        let resumed = pause(&lab, &machine, Some(&booted)).await;
+        assert_same_memory(&machine, &resumed);
+        // What was saved is what changed, not all there is.
+        assert!(resumed.saved.bytes >= 4 * MIB && resumed.saved.bytes < 40 * MIB, "{:?}", resumed.saved);
+        assert!(resumed.saved.hole_bytes >= 3 * MIB, "{:?}", resumed.saved);
+    });
+}
+
+fn assert_same_memory(machine: &Machine, snapshot: &lab::Snapshot) {
+    let record = std::fs::read(machine.run_dir().join("record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let (address, len) = (record["ram"]["address"].as_u64().unwrap(), record["ram"]["len"].as_u64().unwrap());
+    assert_eq!(len, SHAPE.memory_bytes());
+    let file = File::open(&snapshot.memory).unwrap();
+    let (mut held, mut saved) = (vec![0; MIB as usize], vec![1; MIB as usize]);
+    for mib in 0..u64::from(SHAPE.memory_mib) {
+        torpor_sys::read_process_memory(machine.pid(), address + mib * MIB, &mut held).unwrap();
+        file.read_exact_at(&mut saved, mib * MIB).unwrap();
+        assert!(held == saved, "they differ at {mib} MiB");
+    }
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn two_machines_of_one_snapshot_see_nothing_of_each_other_and_leave_it_as_it_was() {
+    in_lab(|lab: Lab| async move {
+        let (machine, mut guest) = lab.boot().await;
+        guest.ask("fill 32").await;
+        guest.ask("disk-write 1").await;
+        let snapshot = pause(&lab, &machine, None).await;
+        machine.destroy().await;
+        let before = (std::fs::read(&snapshot.memory).unwrap(), std::fs::read(&snapshot.disk).unwrap());
+
+        let ((one, mut in_one), (two, mut in_two)) =
+            tokio::join!(lab.resume(&snapshot), lab.resume(&snapshot));
+        assert_ne!(one.pid(), two.pid());
+        tokio::join!(in_one.ask("dirty 32"), in_two.ask("dirty 16"));
+        tokio::join!(in_one.ask("disk-write 2"), in_two.ask("disk-write 3"));
+        for guest in [&mut in_one, &mut in_two] {
+            assert_eq!(guest.ask("check").await, "checked 8192 0");
+            assert_eq!(guest.ask("disk-check 1").await, "disk ok");
+        }
+        assert_eq!(in_one.ask("disk-check 2").await, "disk ok");
+        assert_eq!(in_one.ask("disk-check 3").await, "disk wrong");
+        assert_eq!(in_two.ask("disk-check 2").await, "disk wrong");
+        one.destroy().await;
+        two.destroy().await;
+        let after = (std::fs::read(&snapshot.memory).unwrap(), std::fs::read(&snapshot.disk).unwrap());
+        assert!(before == after, "the snapshot has changed");
+    });
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn a_save_can_be_cancelled_and_the_guest_goes_on_as_if_nothing_was() {
+    in_lab(|lab: Lab| async move {
+        let (machine, mut guest) = lab.boot().await;
+        guest.ask("fill 64").await;
+        let first = machine.stop_and_capture().await.unwrap();
+        assert_eq!(machine.stop_and_capture().await.unwrap(), first, "stopping twice is stopping once");
+        let file = tempfile::tempfile_in(&lab.dir).unwrap();
+        file.set_len(SHAPE.memory_bytes()).unwrap();
+        let saving = machine.clone();
+        let cancelled = move || {
+            let asked = AtomicU32::new(0);
+            let result = saving.save_memory(&file, &|| asked.fetch_add(1, Ordering::Relaxed) > 3);
+            (result, saving.save_memory(&file, &|| true))
+        };
+        let (in_the_middle, at_once) = tokio::task::spawn_blocking(cancelled).await.unwrap();
+        assert!(matches!(in_the_middle, Err(SaveError::Cancelled)), "{in_the_middle:?}");
+        assert!(matches!(at_once, Err(SaveError::Cancelled)), "{at_once:?}");
+        machine.cont().await.unwrap();
+        assert!(machine.captured_state().is_err(), "a state nobody may use any more is still there");
+        assert_eq!(guest.ask("check").await, "checked 16384 0");
+        let saving = machine.clone();
+        let while_it_runs = tokio::task::spawn_blocking(move || {
+            saving.save_memory(&tempfile::tempfile().unwrap(), &|| false)
+        });
+        assert!(matches!(while_it_runs.await.unwrap(), Err(SaveError::Running)));
+    });
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn machines_outlive_their_server_and_the_next_one_finds_them_as_they_were() {
+    in_lab(|lab: Lab| async move {
+        let (booted, mut guest) = lab.boot().await;
+        guest.ask("fill 16").await;
+        let snapshot = pause(&lab, &booted, None).await;
+        let (running, stopped) = tokio::join!(lab.load(&snapshot), lab.load(&snapshot));
+        running.cont().await.unwrap();
+        stopped.cont().await.unwrap();
+        let state = stopped.stop_and_capture().await.unwrap();
+        let (running_id, stopped_id) = (running.id().clone(), stopped.id().clone());
+        let idle = lab.machines.claim(&SHAPE).await.unwrap();
+        let idle_pid = idle.pid().unwrap();
+        // As when the server is killed: nothing is destroyed, all connections close.
+        std::mem::forget(idle);
+        drop((booted, running, stopped));
+
+        let next = lab.next_server().await;
+        let mut adopted = next.adopt().await.unwrap();
+        adopted.sort_by_key(Machine::runs);
+        let [stopped, running] = adopted.as_slice() else { panic!("{adopted:?}") };
+        assert_eq!((running.id(), stopped.id()), (&running_id, &stopped_id));
+        assert_eq!(running.note(), serde_json::json!({ "test": true }));
+        assert!(running.runs() && stopped.is_captured());
+        assert_eq!(stopped.captured_state().unwrap(), state);
+        assert!(!std::path::Path::new(&format!("/proc/{idle_pid}")).exists(), "an idle machine is left");
+
+        let mut guest = Guest::connect(running).await;
+        assert_eq!(guest.ask("check").await, "checked 4096 0");
+        stopped.cont().await.unwrap();
+        let mut guest = Guest::connect(stopped).await;
+        assert_eq!(guest.ask("check").await, "checked 4096 0");
+        let again = pause(&lab, stopped, Some(&snapshot)).await;
+        let (_, mut guest) = lab.resume(&again).await;
+        assert_eq!(guest.ask("check").await, "checked 4096 0");
+        next.remove_all().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn a_machine_that_dies_is_reported_with_what_was_being_done() {
+    in_lab(|lab: Lab| async move {
+        let (machine, _guest) = lab.boot().await;
+        let pid = rustix::process::Pid::from_raw(machine.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        soon("the end of the process", machine.exited()).await;
+        let error = machine.stop_and_capture().await.unwrap_err();
+        assert!(matches!(error, CaptureError::Vmm(VmmError::Died { .. })), "{error}");
+        machine.destroy().await;
+        machine.destroy().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn a_snapshot_that_does_not_fit_is_refused_and_leaves_no_machine() {
+    in_lab(|lab: Lab| async move {
+        let (machine, _guest) = lab.boot().await;
+        let snapshot = pause(&lab, &machine, None).await;
+        machine.destroy().await;
+
+        let short = tempfile::tempfile_in(&lab.dir).unwrap();
+        short.set_len(SHAPE.memory_bytes() / 2).unwrap();
+        let source = torpor_machine::LoadSource { memory: short, ..snapshot.open() };
+        let error = lab.machines.claim(&SHAPE).await.unwrap().load(source).await.unwrap_err();
+        assert!(matches!(error, LoadError::Vmm(VmmError::Io { .. })), "{error}");
+
+        let half = snapshot.state[..snapshot.state.len() / 2].to_vec();
+        let source = torpor_machine::LoadSource { state: half, ..snapshot.open() };
+        let error = lab.machines.claim(&SHAPE).await.unwrap().load(source).await.unwrap_err();
+        assert!(matches!(error, LoadError::Vmm(_)), "{error}");
+        assert_eq!(std::fs::read_dir(lab.dir.join("run/machines")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn machines_are_ready_before_they_are_asked_for_and_replaced_when_taken() {
+    in_lab(|lab: Lab| async move {
+        let ready = |wanted: usize| {
+            let machines = lab.machines.clone();
+            async move {
+                let mut often = tokio::time::interval(Duration::from_millis(10));
+                while machines.warm(&SHAPE) != wanted {
+                    often.tick().await;
+                }
+            }
+        };
+        lab.machines.keep_warm(SHAPE, 2);
+        soon("a full pool", ready(2)).await;
+        let taken = lab.machines.claim(&SHAPE).await.unwrap();
+        assert_eq!(lab.machines.warm(&SHAPE), 1);
+        soon("a full pool", ready(2)).await;
+        taken.destroy().await;
+        lab.machines.keep_warm(SHAPE, 0);
+        soon("an empty pool", ready(0)).await;
+    });
+}
