@@ -8,15 +8,13 @@
 //! | `POST /init` | [`InitRequest`] | 204 |
 //! | `GET /files` | query, see [`FilesQuery`] | the file |
 //! | `POST /files` | multipart or raw body, [`FilesQuery`] | [`WrittenFile`] list |
-//! | `POST /files/compose` | [`ComposeRequest`] | [`EntryInfo`] |
+//! | `POST /files/compose` | [`ComposeRequest`] | [`WrittenFile`] |
 //!
 //! Every error is an [`ErrorBody`] with the HTTP status repeated in `code`, which the JavaScript SDK branches on.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-
-use crate::filesystem::EntryInfo;
 
 /// Header with the sandbox's access token.
 pub const ACCESS_TOKEN_HEADER: &str = "x-access-token";
@@ -152,7 +150,7 @@ pub struct ComposeRequest {
 }
 
 /// Answer of `POST /files/compose`.
-pub type ComposeResponse = EntryInfo;
+pub type ComposeResponse = WrittenFile;
 
 /// Body of every HTTP error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,15 +1,20 @@
 //! A request's body as a stream of plain bytes: unpacked, never more than a little at a time, and never waiting
 //! for good.
+//!
+//! A client that is refused half-way may still be sending, and would take a closed connection for an accident instead
+//! of reading the answer. So after a refusal the rest of the body is read and dropped ([`Received::discard`]).
 
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use futures::{Stream, StreamExt, stream};
+use tokio::sync::Mutex;
 
 use super::encoding::Coding;
 use super::error::{FileError, off_thread};
@@ -24,20 +29,43 @@ const UNPACK_BYTES: usize = 4096;
 /// Bytes on their way in.
 pub(crate) type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, FileError>> + Send>>;
 
-/// The plain bytes of a request's body.
-pub(crate) fn plain_body(body: Body, coding: Coding) -> ByteStream {
-    let received = stream::unfold(body.into_data_stream(), |mut body| async move {
-        let chunk = match tokio::time::timeout(IDLE_LIMIT, body.next()).await {
-            Ok(None) => return None,
-            Ok(Some(Ok(chunk))) => Ok(chunk),
-            Ok(Some(Err(error))) => Err(FileError::Body(error.to_string())),
-            Err(_) => Err(FileError::BodyIdle(IDLE_LIMIT.as_secs())),
-        };
-        Some((chunk, body))
-    });
-    match coding {
-        Coding::Identity => received.boxed(),
-        Coding::Gzip => gunzip(received.boxed()).boxed(),
+/// A request's body as it comes in. A cheap handle.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    body: Arc<Mutex<BodyDataStream>>,
+}
+
+// === impl Received ===
+
+impl Received {
+    /// Nothing of it has been read.
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body: Arc::new(Mutex::new(body.into_data_stream())) }
+    }
+
+    /// The plain bytes of what has not been read yet.
+    pub(crate) fn plain(&self, coding: Coding) -> ByteStream {
+        let received = stream::unfold(self.clone(), |received| async move {
+            let chunk = received.next().await?;
+            Some((chunk, received))
+        });
+        match coding {
+            Coding::Identity => received.boxed(),
+            Coding::Gzip => gunzip(received.boxed()).boxed(),
+        }
+    }
+
+    /// Reads what is left and drops it, in the background, so that the answer can be given at once.
+    pub(crate) fn discard(self) {
+        tokio::spawn(async move { while let Some(Ok(_)) = self.next().await {} });
+    }
+
+    async fn next(&self) -> Option<Result<Bytes, FileError>> {
+        let mut body = self.body.lock().await;
+        match tokio::time::timeout(IDLE_LIMIT, body.next()).await {
+            Ok(chunk) => Some(chunk?.map_err(|error| FileError::Body(error.to_string()))),
+            Err(_) => Some(Err(FileError::BodyIdle(IDLE_LIMIT.as_secs()))),
+        }
     }
 }
 
@@ -140,7 +168,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut plain = Vec::new();
-            let mut stream = one_at_a_time(plain_body(body, Coding::Gzip));
+            let mut stream = one_at_a_time(Received::new(body).plain(Coding::Gzip));
             while let Some(chunk) = stream.next().await {
                 plain.extend_from_slice(&chunk?);
             }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -65,9 +66,10 @@ struct Sending {
 /// Handles `GET /files`.
 pub(crate) async fn get(
     State(state): State<Shared>,
-    Query(query): Query<FilesQuery>,
+    query: Result<Query<FilesQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, FileError> {
+    let Query(query) = query?;
     let user = authorize(&state, &headers, &query, Operation::Read)?;
     let path = resolve_path(&state, &user, query.path.as_deref().unwrap_or_default())?;
     let coding = coding(&headers)?;

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use axum::extract::rejection::QueryRejection;
 use axum::response::{IntoResponse, Response};
 use connectrpc::{ConnectError, ErrorCode};
 use http::StatusCode;
@@ -163,6 +164,12 @@ impl FileError {
 impl From<PathError> for FileError {
     fn from(error: PathError) -> Self {
         Self::Invalid(error.to_string())
+    }
+}
+
+impl From<QueryRejection> for FileError {
+    fn from(error: QueryRejection) -> Self {
+        Self::Invalid(error.body_text())
     }
 }
 

@@ -17,14 +17,13 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use http::HeaderMap;
 use http::header::{CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use multer::Multipart;
@@ -33,7 +32,7 @@ use rustix::io::Errno;
 use torpor_envd_api::http::{FilesQuery, WrittenFile, WrittenType};
 use torpor_envd_api::signature::Operation;
 
-use super::body::{ByteStream, one_at_a_time, plain_body};
+use super::body::{ByteStream, Received, one_at_a_time};
 use super::disposition::part_name;
 use super::encoding::{Coding, of_body};
 use super::error::{FileError, off_thread};
@@ -68,15 +67,29 @@ struct Writing {
 /// Handles `POST /files`.
 pub(crate) async fn post(
     State(state): State<Shared>,
-    Query(query): Query<FilesQuery>,
+    query: Result<Query<FilesQuery>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Vec<WrittenFile>>, FileError> {
+    let received = Received::new(body);
+    let written = async { upload(state, query?.0, headers, &received).await }.await;
+    if written.is_err() {
+        received.discard();
+    }
+    written.map(Json)
+}
+
+async fn upload(
+    state: Shared,
+    query: FilesQuery,
+    headers: HeaderMap,
+    received: &Received,
+) -> Result<Vec<WrittenFile>, FileError> {
     let user = authorize(&state, &headers, &query, Operation::Write)?;
     let metadata = Arc::new(metadata::from_headers(&headers)?);
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let coding = of_body(text(CONTENT_ENCODING))?;
-    let data = plain_body(body, coding);
+    let data = received.plain(coding);
     let upload = Upload { state, user, metadata };
 
     let content_type = text(CONTENT_TYPE).unwrap_or_default();
@@ -89,11 +102,11 @@ pub(crate) async fn post(
         let announced =
             text(CONTENT_LENGTH).filter(|_| coding == Coding::Identity).and_then(|text| text.parse().ok());
         let path = upload.resolve(path)?;
-        Ok(Json(vec![upload.store(path, data, announced).await?]))
+        Ok(vec![upload.store(path, data, announced).await?])
     } else if media_type.starts_with("multipart/") {
         let boundary = multer::parse_boundary(content_type)
             .map_err(|error| FileError::Invalid(format!("error parsing multipart form: {error}")))?;
-        upload.store_parts(query.path.as_deref(), data, boundary).await.map(Json)
+        upload.store_parts(query.path.as_deref(), data, boundary).await
     } else {
         Err(FileError::Invalid(format!(
             "unsupported content type '{content_type}': use multipart/form-data or application/octet-stream"
@@ -182,9 +195,7 @@ impl Upload {
 }
 
 /// Collects bytes until there are enough to be worth writing; also says whether they were the last.
-async fn batch(
-    data: &mut Pin<Box<dyn Stream<Item = Result<Bytes, FileError>> + Send>>,
-) -> Result<(Vec<u8>, bool), FileError> {
+async fn batch(data: &mut ByteStream) -> Result<(Vec<u8>, bool), FileError> {
     let mut batch = Vec::new();
     while batch.len() < BATCH_BYTES {
         match data.next().await {

@@ -84,7 +84,10 @@ impl Tree {
         let watches = inotify.watches();
         let path = root.clone();
         let scan = off_thread(move || scan_root(watches, &path, recursive)).await?;
-        let inotify = AsyncFd::register(inotify).map_err(|error| FileError::from_io("watching", &root, error))?;
+        // Deprecated in favour of an unsafe function that has the caller promise that the object's descriptor stays
+        // the same and open. An `Inotify`'s does.
+        #[allow(deprecated)]
+        let inotify = AsyncFd::new(inotify).map_err(|error| FileError::from_io("watching", &root, error))?;
         Ok(Self {
             inotify,
             buffer: vec![0; BUFFER_BYTES],
