@@ -7,8 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
 use torpor_envd_api::ENVD_PORT;
-use torpor_envd_api::connectrpc::ConnectError;
 use torpor_envd_api::connectrpc::client::{CallOptions, ClientConfig, HttpClient, ServerStream};
+use torpor_envd_api::connectrpc::{ConnectError, ErrorCode};
 use torpor_envd_api::process::process_event::Event as WireEvent;
 use torpor_envd_api::process::process_event::data_event::Output;
 use torpor_envd_api::process::process_input::Input as WireInput;
@@ -185,10 +185,31 @@ impl Running {
                 Ok(message.to_owned_message().event.into_option().and_then(|event| event.event))
             }
             Ok(None) => match self.events.error() {
-                Some(error) => Err(ClientError::Process(text_of(error))),
+                Some(error) => {
+                    let error = error.clone();
+                    Err(self.explain(&error).await)
+                }
                 None => Err(self.lost("its output ended before it did".to_owned()).await),
             },
-            Err(error) => Err(self.lost(text_of(&error)).await),
+            Err(error) => Err(self.explain(&error).await),
+        }
+    }
+
+    /// Tells what the agent refused from what happened to the connection.
+    async fn explain(&self, error: &ConnectError) -> ClientError {
+        match error.code {
+            ErrorCode::DeadlineExceeded => {
+                ClientError::Process("the program was killed: its time (--timeout) was up".to_owned())
+            }
+            ErrorCode::InvalidArgument
+            | ErrorCode::NotFound
+            | ErrorCode::AlreadyExists
+            | ErrorCode::PermissionDenied
+            | ErrorCode::FailedPrecondition
+            | ErrorCode::ResourceExhausted
+            | ErrorCode::Unimplemented
+            | ErrorCode::Unauthenticated => ClientError::Process(text_of(error)),
+            _ => self.lost(text_of(error)).await,
         }
     }
 
