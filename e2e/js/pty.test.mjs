@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { makeSandbox, screen, type, within } from './support.mjs'
+import { makeSandbox, screen, type, waitFor, within } from './support.mjs'
 
 test('a terminal answers, is resized, and keeps its variables for the next client', async (t) => {
   const sandbox = await makeSandbox(t)
@@ -19,6 +19,7 @@ test('a terminal answers, is resized, and keeps its variables for the next clien
   await second.shows('still-violet')
   await again.disconnect()
   assert.equal(await sandbox.pty.kill(terminal.pid), true)
+  await waitFor(async () => !(await sandbox.commands.list()).some(({ pid }) => pid === terminal.pid), 'it to be gone')
   assert.equal(await sandbox.pty.kill(terminal.pid), false)
 })
 

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import urllib.error
 from urllib.parse import urlsplit
 
 import pytest
@@ -99,8 +100,12 @@ def test_fields_this_server_does_not_know_are_tolerated(sandboxes, server):
 
 
 def test_a_body_far_too_large_is_refused_and_the_server_goes_on(server):
-    answer = api("POST", "/v2/sandboxes", raw=b'{"templateID": "' + b"x" * 20_000_000 + b'"}')
-    assert answer.status in (400, 404, 413)
+    try:
+        answer = api("POST", "/v2/sandboxes", raw=b'{"templateID": "' + b"x" * 20_000_000 + b'"}')
+        assert answer.status == 413
+    except urllib.error.URLError as cut:
+        # The server need not read on once it has refused; then the client may fail to send before it reads the answer.
+        assert isinstance(cut.reason, BrokenPipeError | ConnectionResetError)
     assert api("GET", "/v2/sandboxes").status == 200
 
 
