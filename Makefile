@@ -7,7 +7,7 @@ help:
 	@echo 'make demo KEEP=1   the same, and leave the server running for you'
 	@echo 'make demo-stop     stop a server that KEEP=1 left running'
 	@echo 'make test          run every test there is, then check that nothing was left behind'
-	@echo 'make build         release binaries only: target/release/torpor'
+	@echo 'make build         the release binary only: target/release/torpor'
 
 demo:
 	@KEEP='$(KEEP)' scripts/demo
@@ -19,4 +19,4 @@ test:
 	@scripts/test
 
 build:
-	cargo build --release --workspace --locked
+	cargo build --release --package torpor --locked

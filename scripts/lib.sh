@@ -221,8 +221,8 @@ javascript_sdk() {
 }
 
 build_release() {
-    shown "release binaries (the first build takes several minutes)" \
-        cargo build --manifest-path "$ROOT/Cargo.toml" --release --workspace --locked
+    shown "release binary (the first build takes several minutes)" \
+        cargo build --manifest-path "$ROOT/Cargo.toml" --release --package torpor --locked
 }
 
 # --- a server of our own ---
