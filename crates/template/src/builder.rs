@@ -267,7 +267,7 @@ fn machine_facts(host: &HostFacts, spec: &TemplateSpec, rootfs: &Rootfs) -> Mach
         cpu_model: host.cpu_model.clone(),
         qemu_version: host.qemu_version.clone(),
         kernel_blake3: rootfs.facts().kernel_blake3.clone(),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_version: torpor_envd_api::ENVD_VERSION.to_owned(),
         tsc_khz: host.tsc_khz,
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use torpor_types::MIB;
 
@@ -69,6 +69,8 @@ pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
         return Ok(());
     }
     ftruncate(to, length)?;
+    // Through memory: the kernel copies by itself only between file systems of one kind.
+    let mut buffer = vec![0; 1 << 20];
     let mut position = 0;
     while position < length {
         let start = match seek(from, SeekFrom::Data(position)) {
@@ -77,13 +79,15 @@ pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let end = seek(from, SeekFrom::Hole(start))?;
-        let (mut offset_in, mut offset_out) = (start, start);
-        while offset_in < end {
-            let wanted = usize::try_from(end - offset_in).unwrap_or(usize::MAX).min(1 << 30);
-            match copy_file_range(from, Some(&mut offset_in), to, Some(&mut offset_out), wanted)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                _ => continue,
+        let mut offset = start;
+        while offset < end {
+            let wanted = usize::try_from(end - offset).unwrap_or(usize::MAX).min(buffer.len());
+            let read = from.read_at(&mut buffer[..wanted], offset)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            to.write_all_at(&buffer[..read], offset)?;
+            offset += read as u64;
         }
         position = end;
     }
@@ -98,7 +102,6 @@ pub fn allocated_bytes(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
 
     #[test]
     fn a_sparse_copy_has_the_same_bytes_and_keeps_the_holes() {
