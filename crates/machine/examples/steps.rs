@@ -4,6 +4,8 @@
 //!
 //! The guest holds 64 MiB and dirties 16 of them in each round.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what is not as expected ends the program")]
+
 #[path = "../tests/lab/mod.rs"]
 mod lab;
 

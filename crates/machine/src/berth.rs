@@ -53,12 +53,17 @@ pub(crate) struct Handover {
     pub(crate) console: File,
 }
 
+/// Directory of the machines' run directories.
+pub(crate) fn machines_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("machines")
+}
+
 // === impl Ground ===
 
 impl Ground {
     /// Directory of the machines' run directories.
     pub(crate) fn machines_dir(&self) -> PathBuf {
-        self.run_dir.join("machines")
+        machines_dir(&self.run_dir)
     }
 
     /// The site of a machine, whether it exists or not.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -27,7 +26,7 @@ pub struct BootSource {
 pub(crate) fn into_memory(path: &Path) -> Result<File, BootError> {
     let read = || -> io::Result<File> {
         let bytes = std::fs::read(path)?;
-        let mut file = File::from(OwnedFd::from(memfd_create("boot", MemfdFlags::CLOEXEC)?));
+        let mut file = File::from(memfd_create("boot", MemfdFlags::CLOEXEC)?);
         file.write_all(&bytes)?;
         Ok(file)
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use torpor_types::{Accelerator, MachineId, Shape};
 
-use crate::berth::Ground;
+use crate::berth::{Ground, machines_dir};
 use crate::boot::{BootSource, into_memory};
 use crate::cgroup::Cgroups;
 use crate::error::{AdoptError, BootError, ClaimError, StartError};
@@ -28,6 +28,10 @@ use crate::vmm::{Place, Start, Vmm};
 const LOGS_EVERY: Duration = Duration::from_secs(10);
 /// How long the pool waits after a machine could not be started.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// User ids in the range of one server, and how many ranges there are.
+const UIDS_PER_SERVER: u32 = 10_000;
+const UID_RANGES: u32 = 20_000;
 
 /// The machines of one server. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -65,21 +69,19 @@ impl Machines {
         let io_uring = torpor_sys::io_uring_works();
         tracing::info!(?facts, io_uring, program = %program.display(), "machines");
         let qemu = Qemu { program, ram_map, facts: facts.clone(), io_uring, kvm_gid };
+        let machines_dir = machines_dir(&run_dir);
+        for path in [&machines_dir, &disks_dir] {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
+            made.map_err(|source| StartError::Directory { path: path.clone(), source })?;
+        }
         let ground = Ground {
             run_dir,
             disks_dir,
             accelerator,
             network: options.network,
             cgroups: Cgroups::detect(&options.instance),
-            uids: Uids::new(options.uid_base, []),
+            uids: Uids::new(uid_base(options.uid_base, &options.instance), recorded_uids(&machines_dir)),
         };
-        let machines_dir = ground.machines_dir();
-        for path in [&machines_dir, &ground.disks_dir] {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
-            made.map_err(|source| StartError::Directory { path: path.clone(), source })?;
-        }
-        let taken = recorded_uids(&machines_dir);
-        let ground = Ground { uids: Uids::new(options.uid_base, taken), ..ground };
         let (pool, live) = (Pool::new(options.warm_limit), Arc::default());
         let inner = Arc::new(Inner { ground, vmm: Box::new(qemu), facts, pool, live });
         tokio::spawn(keep_pool(Arc::downgrade(&inner)));
@@ -260,6 +262,15 @@ impl Live {
     fn map(&self) -> MutexGuard<'_, HashMap<MachineId, WeakMachine>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// First user id of one server: servers on one host have ranges of their own, so that machines of two never share one.
+fn uid_base(base: u32, instance: &str) -> u32 {
+    // FNV-1a; std's hasher may change with the compiler, and adopted machines keep their ids.
+    let hash = instance
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    base + hash % UID_RANGES * UIDS_PER_SERVER
 }
 
 /// User ids of machines that an earlier server left, so that no new one gets theirs.

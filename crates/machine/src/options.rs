@@ -23,7 +23,8 @@ pub struct MachineOptions {
     pub network: Network,
     /// Which server of this host it is: names the control group, so that two servers do not remove each other's.
     pub instance: String,
-    /// First of the user ids that QEMU processes run under, one each.
+    /// First of the user ids that QEMU processes run under, one each. Every instance has a range of 10,000 of its own
+    /// among the 200,000,000 from here on.
     pub uid_base: u32,
     /// Most idle machines kept ready, over all shapes together; an idle one costs about 20 MB.
     pub warm_limit: usize,

@@ -1,5 +1,7 @@
 //! What machines promise, shown with real ones.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what is not as expected ends the program")]
+
 mod lab;
 
 use std::fs::File;

@@ -66,7 +66,10 @@ extern "C" fn start() {
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     with_signals_blocked(|| {
         // A thread that could not be started shows as a socket that is closed: the server reports it.
-        let _ = std::thread::Builder::new().name("ram-map".into()).stack_size(64 << 10).spawn(move || serve(&socket));
+        let _ = std::thread::Builder::new()
+            .name("ram-map".into())
+            .stack_size(64 << 10)
+            .spawn(move || serve(&socket));
     });
 }
 
@@ -239,7 +242,9 @@ fn receive(socket: &OwnedFd) -> Option<(u8, Option<OwnedFd>)> {
     let file = header
         .filter(|header| header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS)
         // SAFETY: an SCM_RIGHTS message carries at least one descriptor, which from now on is ours alone.
-        .map(|header| unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<c_int>().read_unaligned()) });
+        .map(|header| unsafe {
+            OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<c_int>().read_unaligned())
+        });
     Some((request, file))
 }
 

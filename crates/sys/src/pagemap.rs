@@ -26,7 +26,7 @@ pub struct PageRun {
 /// Both have to be multiples of the page size. The process should be stopped or idle: pages it writes during the
 /// scan may or may not be seen.
 pub fn anonymous_pages(pid: u32, address: u64, len: u64) -> io::Result<Vec<PageRun>> {
-    if address % PAGE != 0 || len % PAGE != 0 {
+    if !address.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "range is not made of whole pages"));
     }
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;

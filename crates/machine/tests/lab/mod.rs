@@ -154,7 +154,7 @@ async fn start(dir: &Path, network: &Network) -> Machines {
         disks_dir: dir.join("disks"),
         network: network.clone(),
         instance: INSTANCE.to_owned(),
-        uid_base: MachineOptions::DEFAULT_UID_BASE + 1_000_000,
+        uid_base: MachineOptions::DEFAULT_UID_BASE,
         warm_limit: MachineOptions::DEFAULT_WARM_LIMIT,
     };
     Machines::start(options).await.unwrap()
