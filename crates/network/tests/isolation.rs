@@ -278,3 +278,36 @@ fn two_servers_on_one_host_share_a_pool_without_colliding() {
         ));
     });
 }
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn docker_on_the_same_host_does_not_cut_sandboxes_off() {
+    in_lab(|lab: Lab| async move {
+        let iptables = |rule: &str| std::process::Command::new("iptables").args(rule.split(' ')).output();
+        if iptables("--version").is_err() {
+            eprintln!("not tested: the program iptables is missing");
+            return;
+        }
+        // What Docker does when it starts.
+        for rule in ["-P FORWARD DROP", "-N DOCKER-USER", "-A FORWARD -j DOCKER-USER"] {
+            let output = iptables(rule).unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        for _restart in 0..2 {
+            let network = Network::start(options("0a00000a")).await.unwrap();
+            let rules = network.leftovers().await.unwrap();
+            assert_eq!(rules.iter().filter(|rule| matches!(rule, Leftover::DockerRule(_))).count(), 2);
+            let (_namespace, guest) = sandbox(&network).await;
+            let public = lab.outside.listen(PUBLIC, 80);
+            let forbidden = lab.outside.listen(RESOLVER, 80);
+            let knock = knock(&guest.net, RESOLVER, 80);
+            guest.net.connect(PUBLIC, 80).await.unwrap();
+            public.accept().await.unwrap();
+            assert!(nobody_came(&forbidden));
+            knock.abort();
+        }
+        let network = Network::start(options("0a00000a")).await.unwrap();
+        network.remove_all().await.unwrap();
+        assert_eq!(network.leftovers().await.unwrap(), []);
+    });
+}

@@ -156,25 +156,15 @@ pub fn inspect(data_dir: &Path) -> Result<Inspection, PlaceError> {
 pub fn prepare(data_dir: &Path, options: &PlaceOptions) -> Result<Place, PlaceError> {
     let places = Places::of(data_dir)?;
     let vault = &places.vault;
-    let image = places.image.try_exists().map_err(io_error("looking for", &places.image))?;
     // A vault that clones already: on this file system, or on one that someone mounted there.
-    if !image {
+    if !places.has_image()? {
         let there = if vault.exists() { vault } else { &places.data_dir };
         if clones(there).map_err(io_error("testing", there))? {
             make_dir(vault, 0o711).map_err(io_error("making", vault))?;
             return Ok(Place { vault_dir: places.vault, image: None });
         }
     }
-    if places.mounted()?.is_none() {
-        if !rustix::process::geteuid().is_root() {
-            return Err(PlaceError::NotRoot);
-        }
-        if !image {
-            make_image(&places, options)?;
-        }
-        mount(&places)?;
-    }
-    Ok(Place { vault_dir: places.vault, image: Some(places.image) })
+    prepare_in_image(places, options)
 }
 
 /// Grows the image to `image_bytes` while it is in use. Asking for the size it has completes an interrupted growth.
@@ -196,6 +186,25 @@ pub fn grow(data_dir: &Path, image_bytes: u64) -> Result<(), PlaceError> {
     image.sync_all().map_err(io_error("flushing", &places.image))?;
     run("losetup", "mount", &[Path::new("--set-capacity"), &mount.source])?;
     run("xfs_growfs", "xfsprogs", &[&places.vault])
+}
+
+fn prepare_in_image(places: Places, options: &PlaceOptions) -> Result<Place, PlaceError> {
+    if places.mounted()?.is_none() {
+        if !rustix::process::geteuid().is_root() {
+            return Err(PlaceError::NotRoot);
+        }
+        if !places.has_image()? {
+            make_image(&places, options)?;
+        }
+        mount(&places)?;
+    }
+    Ok(Place { vault_dir: places.vault, image: Some(places.image) })
+}
+
+/// As [`prepare`], in an image even where none is needed: tests fill it to the brim.
+#[cfg(test)]
+pub(crate) fn prepare_image(data_dir: &Path, options: &PlaceOptions) -> Result<Place, PlaceError> {
+    prepare_in_image(Places::of(data_dir)?, options)
 }
 
 /// Gives blocks that are free in the image back to the file system around it. Takes seconds; meant for the background, every hour or so and after
@@ -231,6 +240,10 @@ impl Places {
     fn of(data_dir: &Path) -> Result<Self, PlaceError> {
         let data_dir = data_dir.canonicalize().map_err(io_error("opening", data_dir))?;
         Ok(Self { vault: data_dir.join(VAULT), image: data_dir.join(IMAGE), data_dir })
+    }
+
+    fn has_image(&self) -> Result<bool, PlaceError> {
+        self.image.try_exists().map_err(io_error("looking for", &self.image))
     }
 
     /// The image's mount, if the image is what is mounted on the vault's directory.

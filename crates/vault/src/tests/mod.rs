@@ -29,14 +29,15 @@ impl DataDir {
         self.0.as_ref().unwrap().path()
     }
 
-    /// A vault, in a new image of `image_mib` where one is needed.
+    /// A vault in a new image of `image_mib`.
     pub(super) fn vault(&self, image_mib: u64) -> Vault {
         Vault::open_with_reserve(&self.prepare(image_mib), 0).unwrap()
     }
 
-    /// Where the data directory can clone files, no image is made.
     pub(super) fn prepare(&self, image_mib: u64) -> PathBuf {
-        place::prepare(self.path(), &PlaceOptions { image_bytes: Some(image_mib << 20) }).unwrap().vault_dir
+        place::prepare_image(self.path(), &PlaceOptions { image_bytes: Some(image_mib << 20) })
+            .unwrap()
+            .vault_dir
     }
 }
 
