@@ -73,13 +73,14 @@ impl AgentState {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Applies what an `init` says about the settings, and returns whether the sandbox was started or resumed since
-    /// the last one.
+    /// Applies what an `init` says about the settings, and returns whether the sandbox may have been started or
+    /// resumed since the last one. Only a host that says which start this is can rule that out.
     pub fn apply(&self, request: &InitRequest) -> bool {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.settings();
         let new = old.with(request);
-        let resumed = old.lifecycle_id != new.lifecycle_id || old.sandbox_id != new.sandbox_id;
+        let same_start = request.lifecycle_id.is_some() && old.lifecycle_id == new.lifecycle_id;
+        let resumed = !same_start || old.sandbox_id != new.sandbox_id;
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         resumed
     }
@@ -160,6 +161,7 @@ mod tests {
             access_token: Some("secret".into()),
             env_vars: Some([("A".into(), "1".into())].into()),
             sandbox_id: Some("one".into()),
+            lifecycle_id: Some("first start".into()),
             ..Default::default()
         };
         assert!(state.apply(&first));

@@ -89,7 +89,7 @@ fn make_links() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Directories that everybody may write to.
+/// What everybody may use: directories, and the devices that udev would open to all.
 fn make_shared_directories() -> Result<(), BootError> {
     for path in ["/tmp", "/run/lock"].map(Path::new) {
         make_directory(path)?;

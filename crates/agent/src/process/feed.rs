@@ -47,9 +47,10 @@ pub(super) enum Event {
 }
 
 /// The hub between a process and its subscribers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Feed {
     state: Mutex<State>,
+    patience: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +76,18 @@ pub(super) struct Subscription {
 
 // === impl Feed ===
 
+impl Default for Feed {
+    fn default() -> Self {
+        Self::with_patience(PATIENCE)
+    }
+}
+
 impl Feed {
+    /// A feed that drops a subscriber who keeps others waiting for that long.
+    fn with_patience(patience: Duration) -> Self {
+        Self { state: Mutex::default(), patience }
+    }
+
     /// Joins in: events from now on. A process that has ended already yields only its end.
     pub(super) fn subscribe(&self) -> Subscription {
         let (sender, receiver) = mpsc::channel(BUFFER_CHUNKS);
@@ -137,7 +149,7 @@ impl Feed {
     /// Waits until the subscriber has room, as long as it may be waited for.
     async fn deliver(&self, subscriber: Subscriber, event: Event) {
         loop {
-            match timeout(PATIENCE, subscriber.sender.reserve()).await {
+            match timeout(self.patience, subscriber.sender.reserve()).await {
                 Ok(Ok(permit)) => {
                     permit.send(event);
                     return;
@@ -160,7 +172,7 @@ impl Feed {
         let doubtful = state.subscribers.iter().any(|subscriber| subscriber.id == id && subscriber.doubtful);
         let in_the_way = doubtful || state.subscribers.len() > 1;
         if in_the_way {
-            tracing::warn!("dropping a subscriber that has taken nothing for {PATIENCE:?}");
+            tracing::warn!("dropping a subscriber that has taken nothing for {:?}", self.patience);
             state.subscribers.retain(|subscriber| subscriber.id != id);
         }
         in_the_way
@@ -191,6 +203,7 @@ mod tests {
     }
 
     const END: Event = Event::End(End::Exited(0));
+    const SHORT: Duration = Duration::from_millis(20);
 
     async fn all(mut subscription: Subscription) -> Vec<Event> {
         let mut events = Vec::new();
@@ -230,30 +243,30 @@ mod tests {
         assert_eq!(all(feed.subscribe()).await, [Event::End(End::Exited(3))]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_subscriber_alone_may_be_slow_and_loses_nothing() {
-        let feed = Arc::new(Feed::default());
+        let feed = Arc::new(Feed::with_patience(SHORT));
         let mut slow = feed.subscribe();
         let writer = tokio::spawn({
             let feed = feed.clone();
             async move {
-                for number in 0..100 {
+                for number in 0..30 {
                     feed.publish(chunk(number)).await;
                 }
                 feed.close(End::Exited(0));
             }
         });
-        for number in 0..100 {
-            tokio::time::sleep(PATIENCE * 3).await;
+        for number in 0..30 {
+            tokio::time::sleep(SHORT * 3).await;
             assert_eq!(slow.next().await, Some(chunk(number)));
         }
         assert_eq!(slow.next().await, Some(END));
         writer.await.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_subscriber_that_never_reads_does_not_stop_the_others() {
-        let feed = Arc::new(Feed::default());
+        let feed = Arc::new(Feed::with_patience(SHORT));
         let mut stuck = feed.subscribe();
         let reader = tokio::spawn(all(feed.subscribe()));
         for number in 0..100 {
@@ -268,9 +281,9 @@ mod tests {
         assert_ne!(last, Some(END), "a dropped subscriber must not believe it has seen the end");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_subscriber_from_before_a_resume_is_not_waited_for_for_ever() {
-        let feed = Feed::default();
+        let feed = Feed::with_patience(SHORT);
         let _gone = feed.subscribe();
         feed.doubt_subscribers();
         for number in 0..100 {
@@ -280,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_subscriber_that_leaves_frees_the_process() {
-        let feed = Arc::new(Feed::default());
+        let feed = Arc::new(Feed::with_patience(SHORT));
         let leaving = feed.subscribe();
         for number in 0..BUFFER_CHUNKS {
             feed.publish(chunk(number)).await;
