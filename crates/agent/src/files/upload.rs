@@ -227,7 +227,9 @@ impl Writing {
     ) -> Result<Self, FileError> {
         let target = open_target(&path, owner)?;
         let mut writing = Self { path, target, written: 0, reserved: 0, finished: false };
-        if let Some(length) = length.filter(|length| *length > 0) {
+        // A small new file has nothing to lose: it is written in one go or removed again.
+        let at_stake = |length: &u64| *length > if writing.target.created { BATCH_BYTES as u64 } else { 0 };
+        if let Some(length) = length.filter(at_stake) {
             match reserve(&writing.target.file, length) {
                 Ok(()) => writing.reserved = length,
                 Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
