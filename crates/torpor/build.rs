@@ -25,7 +25,9 @@ fn embed() -> Result<(), String> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     // <target>/<profile>/build/<package>/out
     let target = out.ancestors().nth(4).ok_or("OUT_DIR is not inside a target directory")?.join("guest");
-    for source in ["Cargo.lock", "Cargo.toml", "crates/agent", "crates/envd-api", "crates/ram-map", "crates/sys"] {
+    for source in
+        ["Cargo.lock", "Cargo.toml", "crates/agent", "crates/envd-api", "crates/ram-map", "crates/sys"]
+    {
         println!("cargo:rerun-if-changed={}", workspace.join(source).display());
     }
 
@@ -63,14 +65,28 @@ fn build(workspace: &Path, target: &Path, package: &str, flags: &str, file: &str
     // What the outer cargo set for this crate (features, flags, clippy as the compiler) is not for that one.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let ours = ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PKG_", "CARGO_PROFILE_", "CARGO_MANIFEST_", "DEP_"];
+        let ours =
+            ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PKG_", "CARGO_PROFILE_", "CARGO_MANIFEST_", "DEP_"];
         if ours.iter().any(|prefix| text.starts_with(prefix)) {
             cargo.env_remove(&name);
         }
     }
-    for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC", "RUSTDOC", "CARGO_ENCODED_RUSTFLAGS", "TARGET",
-        "HOST", "PROFILE", "OPT_LEVEL", "DEBUG", "OUT_DIR", "CARGO_BUILD_TARGET", "CLIPPY_ARGS", "LLVM_PROFILE_FILE"]
-    {
+    for name in [
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC",
+        "RUSTDOC",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "TARGET",
+        "HOST",
+        "PROFILE",
+        "OPT_LEVEL",
+        "DEBUG",
+        "OUT_DIR",
+        "CARGO_BUILD_TARGET",
+        "CLIPPY_ARGS",
+        "LLVM_PROFILE_FILE",
+    ] {
         cargo.env_remove(name);
     }
     cargo.env("RUSTFLAGS", flags);

@@ -49,11 +49,6 @@ impl Console {
         Self { terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Prints a line.
-    pub(crate) fn line(&self, text: &str) {
-        eprintln!("{text}");
-    }
-
     /// Begins a step.
     pub(crate) fn step(&self, title: &str) -> Step {
         let target = if self.terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -195,7 +190,10 @@ mod tests {
 
     #[test]
     fn the_templates_of_the_bars_are_valid() {
-        for template in ["  {spinner}   {prefix:18} {wide_msg} {elapsed}", "  {spinner}   {prefix:18} [{bar:24}] {percent:>3} % {wide_msg} {elapsed}"] {
+        for template in [
+            "  {spinner}   {prefix:18} {wide_msg} {elapsed}",
+            "  {spinner}   {prefix:18} [{bar:24}] {percent:>3} % {wide_msg} {elapsed}",
+        ] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }

@@ -68,7 +68,12 @@ fn host() -> Check {
     let (machine, release) = (uname.machine().to_string_lossy(), uname.release().to_string_lossy());
     match std::env::consts::ARCH {
         "x86_64" => Check::ok("host", format!("{}, Linux {release}, {machine}", os::Os::read().name)),
-        other => Check::fail("host", code::ARCHITECTURE, format!("the processor is {other}"), "Use an x86-64 host."),
+        other => Check::fail(
+            "host",
+            code::ARCHITECTURE,
+            format!("the processor is {other}"),
+            "Use an x86-64 host.",
+        ),
     }
 }
 
@@ -92,7 +97,12 @@ fn qemu(settings: &Settings) -> Option<Check> {
     let shown = program.display();
     let todo = "On Debian 12 `torpor setup` takes it from backports; Debian 13 has QEMU 10.";
     Some(match programs::qemu_version(&program) {
-        None => Check::fail("QEMU", code::QEMU_OLD, format!("{shown} does not say its version"), "Install QEMU anew."),
+        None => Check::fail(
+            "QEMU",
+            code::QEMU_OLD,
+            format!("{shown} does not say its version"),
+            "Install QEMU anew.",
+        ),
         Some(version) if version < QEMU_LEAST => Check::fail(
             "QEMU",
             code::QEMU_OLD,
@@ -117,7 +127,10 @@ fn pagemap_scan() -> Check {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     match version >= (6, 7) {
         true => Check::ok("finding pages", "the kernel finds dirtied memory by itself (PAGEMAP_SCAN)"),
-        false => Check::ok("finding pages", "dirtied memory is found by reading the page map (no PAGEMAP_SCAN before Linux 6.7)"),
+        false => Check::ok(
+            "finding pages",
+            "dirtied memory is found by reading the page map (no PAGEMAP_SCAN before Linux 6.7)",
+        ),
     }
 }
 
@@ -157,12 +170,17 @@ fn cgroup_kind(mounts: &str, unified_controllers: &str) -> Result<String, String
     let lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let first: Vec<Vec<&str>> = lines.filter(|fields| fields.get(2) == Some(&"cgroup")).collect();
     let has = |wanted: &str| {
-        first.iter().any(|fields| fields.get(3).is_some_and(|options| options.split(',').any(|o| o == wanted)))
+        first
+            .iter()
+            .any(|fields| fields.get(3).is_some_and(|options| options.split(',').any(|o| o == wanted)))
     };
     let missing: Vec<&str> = WANTED.into_iter().filter(|wanted| !has(wanted)).collect();
     match missing.is_empty() {
         true => Ok("version 1, or version 1 beside 2".to_owned()),
-        false => Err(format!("no control group for {}: a sandbox can take more than its share", missing.join(", "))),
+        false => Err(format!(
+            "no control group for {}: a sandbox can take more than its share",
+            missing.join(", ")
+        )),
     }
 }
 
@@ -207,14 +225,21 @@ fn permissions(data_dir: &DataDir) -> Check {
     let mode = match fs::metadata(data_dir.root()) {
         Ok(metadata) => metadata.permissions().mode() & 0o777,
         Err(error) => {
-            return Check::fail("data directory", code::DATA_DIR, format!("{path}: {error}"), "Run `torpor setup`.");
+            return Check::fail(
+                "data directory",
+                code::DATA_DIR,
+                format!("{path}: {error}"),
+                "Run `torpor setup`.",
+            );
         }
     };
     if mode & 0o111 != 0o111 {
         return Check::fail(
             "data directory",
             code::DATA_DIR,
-            format!("{path} has mode {mode:o}: machines, which run as users of their own, cannot pass through"),
+            format!(
+                "{path} has mode {mode:o}: machines, which run as users of their own, cannot pass through"
+            ),
             format!("Run `torpor setup`, or: chmod 711 {path}"),
         );
     }
@@ -222,7 +247,9 @@ fn permissions(data_dir: &DataDir) -> Check {
         return Check::fail(
             "data directory",
             code::DATA_DIR,
-            format!("{path} is on a file system mounted noexec, and the library preloaded into QEMU is kept there"),
+            format!(
+                "{path} is on a file system mounted noexec, and the library preloaded into QEMU is kept there"
+            ),
             "Mount it without noexec, or choose another --data-dir.",
         );
     }
@@ -335,10 +362,19 @@ fn template(data_dir: &DataDir, settings: &Settings) -> Check {
         .filter_map(|entry| serde_json::from_slice(&fs::read(entry.path().join("manifest.json")).ok()?).ok())
         .collect();
     let Some(build) = base::newest("base", manifests.iter()) else {
-        return Check::fail(name, code::NO_TEMPLATE, "there is none: no sandbox can be created", "Run `torpor setup`.");
+        return Check::fail(
+            name,
+            code::NO_TEMPLATE,
+            "there is none: no sandbox can be created",
+            "Run `torpor setup`.",
+        );
     };
-    let found = format!("snapshot {}, built {:.0}, {}", build.manifest.id, build.manifest.created_at, build.record.shape);
-    let accelerator = accelerator::chosen(data_dir, settings.accelerator.as_deref()).unwrap_or(build.manifest.machine.accelerator);
+    let found = format!(
+        "snapshot {}, built {:.0}, {}",
+        build.manifest.id, build.manifest.created_at, build.record.shape
+    );
+    let accelerator = accelerator::chosen(data_dir, settings.accelerator.as_deref())
+        .unwrap_or(build.manifest.machine.accelerator);
     let unfit = host_facts(&build, accelerator, settings).map(|host| build.unfit(&host));
     if let Some(reason) = unfit.as_ref().and_then(|reasons| reasons.first()) {
         return Check::fail(

@@ -51,7 +51,9 @@ fn wrap(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         // There is always a last line.
-        let fits = lines.last().is_some_and(|line| line.is_empty() || line.chars().count() + 1 + word.chars().count() <= WIDTH - INDENT);
+        let fits = lines.last().is_some_and(|line| {
+            line.is_empty() || line.chars().count() + 1 + word.chars().count() <= WIDTH - INDENT
+        });
         if !fits {
             lines.push(String::new());
         }

@@ -34,7 +34,9 @@ pub(crate) enum AcceleratorError {
     #[error("'{0}' is no accelerator: use auto, kvm or tcg")]
     Unknown(String),
     /// Set-up never looked.
-    #[error("it is not known what can run guests on this host: run `torpor setup`, or set `accelerator` to kvm or tcg")]
+    #[error(
+        "it is not known what can run guests on this host: run `torpor setup`, or set `accelerator` to kvm or tcg"
+    )]
     NotProbed,
     /// The record cannot be read or written.
     #[error("cannot use {path}: {why}; `torpor setup` writes it anew")]
@@ -104,14 +106,17 @@ pub(crate) fn probe(
         std::fs::write(&aside, serde_json::to_vec_pretty(&found)?)?;
         std::fs::rename(&aside, &path)
     };
-    write().map_err(|why| AcceleratorError::Record { path: path.display().to_string(), why: why.to_string() })?;
+    write()
+        .map_err(|why| AcceleratorError::Record { path: path.display().to_string(), why: why.to_string() })?;
     Ok(found)
 }
 
 /// Whether KVM runs ordinary guests here, and why or why not.
 fn kvm(kernel: Option<&Path>) -> Result<String, String> {
     let loaded: Vec<String> = std::fs::read_dir("/sys/module")
-        .map(|modules| modules.flatten().map(|module| module.file_name().to_string_lossy().into_owned()).collect())
+        .map(|modules| {
+            modules.flatten().map(|module| module.file_name().to_string_lossy().into_owned()).collect()
+        })
         .unwrap_or_default();
     let module = hardware_module(&loaded)?;
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
@@ -125,7 +130,9 @@ fn kvm(kernel: Option<&Path>) -> Result<String, String> {
 
 /// The module that drives the processor's virtualisation, among those that are loaded.
 fn hardware_module(loaded: &[String]) -> Result<&'static str, String> {
-    if let Some(module) = ["kvm_intel", "kvm_amd"].into_iter().find(|module| loaded.iter().any(|name| name == module)) {
+    if let Some(module) =
+        ["kvm_intel", "kvm_amd"].into_iter().find(|module| loaded.iter().any(|name| name == module))
+    {
         return Ok(module);
     }
     let others: Vec<&str> =
@@ -155,7 +162,8 @@ fn boot(kernel: &Path) -> Result<(), String> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     // Both threads end with QEMU, at the latest when it is killed below.
     let console = std::thread::spawn(move || {
-        for line in stdout.into_iter().flat_map(|out| BufReader::new(out).split(b'\n')).map_while(Result::ok) {
+        for line in stdout.into_iter().flat_map(|out| BufReader::new(out).split(b'\n')).map_while(Result::ok)
+        {
             let line = String::from_utf8_lossy(&line).into_owned();
             if MARKERS.iter().any(|marker| line.contains(marker)) {
                 let _ = sender.send(());

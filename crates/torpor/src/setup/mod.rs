@@ -52,8 +52,6 @@ pub(crate) struct SetupOptions {
 /// What is there when set-up is done.
 #[derive(Debug, Clone)]
 pub(crate) struct SetUp {
-    /// What executes guests.
-    pub(crate) accelerator: Accelerator,
     /// The build of `base`, unless it was not wanted.
     pub(crate) base: Option<base::Build>,
 }
@@ -151,20 +149,12 @@ pub(crate) async fn run(data_dir: &Path, options: &SetupOptions, settings: &Sett
     }
 
     if options.no_template {
-        return Ok(SetUp { accelerator: found.accelerator, base: None });
+        return Ok(SetUp { base: None });
     }
     let step = console.step("template base");
     let node = ending(Node::open(&data_dir, &settings, found.accelerator, place_options).await, &step)?;
     let built = base::ensure(&node, rootfs_options, data_dir.templates(), step).await;
-    node.machines.close().await;
-    Ok(SetUp { accelerator: found.accelerator, base: Some(built?) })
-}
-
-/// Whether `data_dir` was set up, as far as can be told in no time; `torpor up` asks.
-pub(crate) fn was_run(data_dir: &Path) -> bool {
-    DataDir::existing(data_dir).is_ok_and(|data_dir| {
-        programs::missing().is_empty() && accelerator::found(&data_dir).is_ok_and(|found| found.is_some())
-    })
+    Ok(SetUp { base: Some(built?) })
 }
 
 async fn host_programs(console: &Console, yes: bool, qemu: Option<&Path>) -> Result<(), SetupError> {

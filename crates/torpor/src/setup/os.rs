@@ -20,7 +20,8 @@ pub(crate) struct Os {
 impl Os {
     /// This host's.
     pub(crate) fn read() -> Self {
-        let text = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
+        let text =
+            fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
         Self::parse(&text.unwrap_or_default())
     }
 

@@ -61,7 +61,8 @@ pub(crate) enum InstallError {
 }
 
 /// Releases whose own QEMU is too old, whatever is done.
-const QEMU_TOO_OLD: [(&str, &str); 4] = [("buster", "3.1"), ("bullseye", "5.2"), ("focal", "4.2"), ("jammy", "6.2")];
+const QEMU_TOO_OLD: [(&str, &str); 4] =
+    [("buster", "3.1"), ("bullseye", "5.2"), ("focal", "4.2"), ("jammy", "6.2")];
 
 /// What to do on `os` to get `missing`, with QEMU in version `qemu`.
 pub(crate) fn plan(os: &Os, missing: &[Needed], qemu: Option<QemuVersion>) -> Plan {
@@ -76,7 +77,9 @@ pub(crate) fn plan(os: &Os, missing: &[Needed], qemu: Option<QemuVersion>) -> Pl
     if !os.is("debian") && !os.is("ubuntu") {
         return Plan::ByHand(by_hand(os, missing, qemu.filter(|_| too_old)));
     }
-    if let Some((_, version)) = QEMU_TOO_OLD.iter().find(|(codename, _)| want_qemu && os.codename == *codename) {
+    if let Some((_, version)) =
+        QEMU_TOO_OLD.iter().find(|(codename, _)| want_qemu && os.codename == *codename)
+    {
         return Plan::ByHand(format!(
             "{} has QEMU {version}, and Torpor needs {QEMU_LEAST} ({QEMU_GOOD} is better by far). Use Debian 12 or \
              13 or Ubuntu 24.04 or newer, or install a newer QEMU yourself so that `{QEMU}` is in the search path.",
@@ -130,7 +133,9 @@ fn by_hand(os: &Os, missing: &[Needed], too_old: Option<QemuVersion>) -> String 
         text.push_str(&format!("QEMU {version} is too old: {QEMU_LEAST} is the least that works.\n"));
     }
     match package {
-        Some((command, _)) if !packages.is_empty() => text.push_str(&format!("Try: {command} {}", packages.join(" "))),
+        Some((command, _)) if !packages.is_empty() => {
+            text.push_str(&format!("Try: {command} {}", packages.join(" ")))
+        }
         _ => text.push_str("Install them so that they are in the search path, then run this again."),
     }
     text
@@ -189,8 +194,7 @@ fn enable_backports(suite: &str) -> Result<(), InstallError> {
         "# Added by `torpor setup` for a QEMU that emulates well.\nTypes: deb\nURIs: http://deb.debian.org/debian\n\
          Suites: {suite}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
     );
-    std::fs::write(&path, text)
-        .map_err(|source| InstallError::Io { what: format!("write {path}"), source })
+    std::fs::write(&path, text).map_err(|source| InstallError::Io { what: format!("write {path}"), source })
 }
 
 fn run(command: &mut Command, step: &Step) -> Result<(), InstallError> {
@@ -233,7 +237,8 @@ fn percent(line: &str) -> Option<f64> {
         _ => return None,
     };
     // A package's name may hold a colon (libc6:amd64): the percentage is the first field that is a number with a point.
-    let percent: f64 = fields.skip(1).find_map(|field| field.contains('.').then(|| field.parse().ok()).flatten())?;
+    let percent: f64 =
+        fields.skip(1).find_map(|field| field.contains('.').then(|| field.parse().ok()).flatten())?;
     Some(base + percent * if base == 0.0 { 0.4 } else { 0.6 })
 }
 

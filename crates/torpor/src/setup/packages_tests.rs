@@ -37,7 +37,10 @@ fn nothing_is_touched_when_nothing_is_missing() {
 fn debian_12_gets_qemu_from_its_backports_and_the_rest_from_itself() {
     let apt = apt(plan(&debian("bookworm"), NEEDED, None));
     let backports = apt.backports.clone().unwrap();
-    assert_eq!((backports.suite.as_str(), backports.packages), ("bookworm-backports", vec!["qemu-system-x86".to_owned()]));
+    assert_eq!(
+        (backports.suite.as_str(), backports.packages),
+        ("bookworm-backports", vec!["qemu-system-x86".to_owned()])
+    );
     assert!(!apt.packages.contains(&"qemu-system-x86".to_owned()));
     assert!(apt.packages.contains(&"mmdebstrap".to_owned()));
     assert_eq!(apt.command_lines()[0], "apt-get install -t bookworm-backports qemu-system-x86");
@@ -92,7 +95,9 @@ fn other_distributions_are_told_the_programs_and_their_usual_packages() {
 
 #[test]
 fn a_qemu_that_is_too_old_elsewhere_is_named() {
-    let Plan::ByHand(text) = plan(&os("alpine", "", "", "Alpine"), &[], Some(version(6, 0))) else { panic!() };
+    let Plan::ByHand(text) = plan(&os("alpine", "", "", "Alpine"), &[], Some(version(6, 0))) else {
+        panic!()
+    };
     assert!(text.contains("QEMU 6.0 is too old"), "{text}");
 }
 

@@ -41,7 +41,11 @@ pub(crate) const NEEDED: &[Needed] = &[
         ["qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86", "qemu-system-x86_64"],
     ),
     needed("nft", "keeps sandboxes apart", ["nftables"; 4]),
-    needed("mmdebstrap", "builds root file systems", ["mmdebstrap", "mmdebstrap", "mmdebstrap (AUR)", "mmdebstrap"]),
+    needed(
+        "mmdebstrap",
+        "builds root file systems",
+        ["mmdebstrap", "mmdebstrap", "mmdebstrap (AUR)", "mmdebstrap"],
+    ),
     needed(
         KEYRING,
         "proves that Debian's packages are Debian's",
@@ -53,7 +57,11 @@ pub(crate) const NEEDED: &[Needed] = &[
     needed("mkfs.xfs", "makes the vault's file system", ["xfsprogs"; 4]),
     needed("mount", "mounts the vault", ["mount", "util-linux-core", "util-linux", "mount"]),
     needed("unshare", "encloses builds", ["util-linux", "util-linux-core", "util-linux", "util-linux-misc"]),
-    needed("setpriv", "ends builds with their parent", ["util-linux", "util-linux-core", "util-linux", "setpriv"]),
+    needed(
+        "setpriv",
+        "ends builds with their parent",
+        ["util-linux", "util-linux-core", "util-linux", "setpriv"],
+    ),
 ];
 
 /// A version of QEMU.
@@ -136,7 +144,10 @@ mod tests {
     #[test]
     fn qemus_own_words_for_its_version_are_understood() {
         for (text, wanted) in [
-            ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright", version(10, 0)),
+            (
+                "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright",
+                version(10, 0),
+            ),
             ("QEMU emulator version 7.2.17 (Debian 1:7.2+dfsg-7+deb12u15)", version(7, 2)),
             ("QEMU emulator version 11.1.0-rc2\n", version(11, 1)),
         ] {
