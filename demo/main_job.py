@@ -57,7 +57,7 @@ steps: dict[str, float] = {}
 def step(name: str):
     started = time.perf_counter()
     yield
-    steps[name] = (time.perf_counter() - started) * 1000
+    steps[name] = round((time.perf_counter() - started) * 1000, 1)
     print(f"  {name:<34}{steps[name]:>9.1f} ms", flush=True)
 
 
