@@ -26,6 +26,12 @@ use crate::vmm::{Place, Start, Vmm};
 
 /// How often logs are looked at, to cut those that have grown too long.
 const LOGS_EVERY: Duration = Duration::from_secs(10);
+/// How often disks of running machines are written back.
+///
+/// Stopping a machine flushes its disk. What the guest wrote and did not flush lies in the host's page cache for up to
+/// half a minute: 200 MiB of it made a stop take 172 ms instead of 0.3. The guest has kept it back for as long already,
+/// so there is nothing to gain by keeping it longer.
+const WRITE_BACK_EVERY: Duration = Duration::from_millis(500);
 /// How long the pool waits after a machine could not be started.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
@@ -86,6 +92,7 @@ impl Machines {
         let inner = Arc::new(Inner { ground, vmm: Box::new(qemu), facts, pool, live });
         tokio::spawn(keep_pool(Arc::downgrade(&inner)));
         tokio::spawn(cut_logs(Arc::downgrade(&inner)));
+        tokio::spawn(write_back(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
@@ -309,5 +316,26 @@ async fn cut_logs(inner: Weak<Inner>) {
         for machine in inner.live.all() {
             logs::cut(machine.run_dir());
         }
+    }
+}
+
+async fn write_back(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(WRITE_BACK_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let running: Vec<Machine> = inner.live.all().into_iter().filter(Machine::runs).collect();
+        drop(inner);
+        if running.is_empty() {
+            continue;
+        }
+        let started = tokio::task::spawn_blocking(move || {
+            for machine in running {
+                if let Err(error) = machine.start_write_back() {
+                    tracing::debug!(%error, machine = %machine.id(), "a disk is not written back early");
+                }
+            }
+        });
+        // A panic there is a pause that takes longer.
+        let _ = started.await;
     }
 }

@@ -12,6 +12,7 @@ mod process_memory;
 mod session;
 mod tsc;
 mod uring;
+mod write_back;
 
 pub use pagemap::{PageRun, anonymous_pages};
 pub use pass_fds::send_with_fds;
@@ -19,3 +20,4 @@ pub use process_memory::read_process_memory;
 pub use session::{in_cgroups, in_new_session};
 pub use tsc::tsc_khz;
 pub use uring::io_uring_works;
+pub use write_back::start_write_back;
