@@ -25,26 +25,26 @@ use torpor_envd_api::{
     },
 };
 
-pub type Client = ProcessClient<HttpClient>;
+pub(crate) type Client = ProcessClient<HttpClient>;
 
 /// A running agent, which ends with the test.
-pub struct Agent {
+pub(crate) struct Agent {
     child: Child,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// What a stream carried from some point to its end.
 #[derive(Debug, Default)]
-pub struct Collected {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub pty: Vec<u8>,
-    pub keepalives: usize,
-    pub end: Option<EndEvent>,
+pub(crate) struct Collected {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) pty: Vec<u8>,
+    pub(crate) keepalives: usize,
+    pub(crate) end: Option<EndEvent>,
 }
 
 /// The events of one stream of `Start` or `Connect`.
-pub enum Events {
+pub(crate) enum Events {
     Start(Stream<StartResponseView<'static>>),
     Connect(Stream<ConnectResponseView<'static>>),
 }
@@ -54,7 +54,7 @@ type Stream<View> = ServerStream<<HttpClient as ClientTransport>::ResponseBody, 
 // === impl Agent ===
 
 impl Agent {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_torpor-agent"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .stdout(Stdio::piped())
@@ -71,28 +71,28 @@ impl Agent {
     }
 
     /// A client with the binary codec.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client_with(|config| config)
     }
 
-    pub fn client_with(&self, change: impl FnOnce(ClientConfig) -> ClientConfig) -> Client {
+    pub(crate) fn client_with(&self, change: impl FnOnce(ClientConfig) -> ClientConfig) -> Client {
         let config = ClientConfig::new(format!("http://{}", self.address).parse().unwrap());
         ProcessClient::new(HttpClient::plaintext(), change(config))
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub async fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         self.request("GET", path, &[], "").await
     }
 
-    pub async fn post(&self, path: &str, body: &str) -> (u16, String) {
+    pub(crate) async fn post(&self, path: &str, body: &str) -> (u16, String) {
         self.request("POST", path, &[("content-type", "application/json")], body).await
     }
 
-    pub async fn request(
+    pub(crate) async fn request(
         &self,
         method: &str,
         path: &str,
@@ -105,7 +105,7 @@ impl Agent {
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
-    pub async fn raw(
+    pub(crate) async fn raw(
         &self,
         method: &str,
         path: &str,
@@ -136,7 +136,7 @@ impl Drop for Agent {
 // === impl Events ===
 
 impl Events {
-    pub async fn start(
+    pub(crate) async fn start(
         client: &Client,
         request: StartRequest,
         options: CallOptions,
@@ -144,17 +144,17 @@ impl Events {
         Ok(Self::Start(client.start_with_options(request, options).await?))
     }
 
-    pub async fn connect(client: &Client, pid: u32) -> Result<Self, ConnectError> {
+    pub(crate) async fn connect(client: &Client, pid: u32) -> Result<Self, ConnectError> {
         Self::connect_to(client, by_pid(pid)).await
     }
 
-    pub async fn connect_to(client: &Client, process: ProcessSelector) -> Result<Self, ConnectError> {
+    pub(crate) async fn connect_to(client: &Client, process: ProcessSelector) -> Result<Self, ConnectError> {
         let request = ConnectRequest { process: process.into(), ..Default::default() };
         Ok(Self::Connect(client.connect(request).await?))
     }
 
     /// The next event; `None` at the end of the stream.
-    pub async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<ProcessEvent>, ConnectError> {
         let event = match self {
             Self::Start(stream) => {
                 let message = stream.message::<StartResponse>().await?;
@@ -175,7 +175,7 @@ impl Events {
     }
 
     /// The first event has to be the start. A request that is refused says so here, as streams do.
-    pub async fn first(&mut self) -> Result<u32, ConnectError> {
+    pub(crate) async fn first(&mut self) -> Result<u32, ConnectError> {
         match self.next().await?.unwrap().event {
             Some(Event::Start(start)) => Ok(start.pid),
             other => panic!("the first event is {other:?}"),
@@ -183,17 +183,17 @@ impl Events {
     }
 
     /// The same of a request that is not refused.
-    pub async fn pid(&mut self) -> u32 {
+    pub(crate) async fn pid(&mut self) -> u32 {
         self.first().await.unwrap()
     }
 
     /// Everything up to the end of the stream.
-    pub async fn collect(&mut self) -> Result<Collected, ConnectError> {
+    pub(crate) async fn collect(&mut self) -> Result<Collected, ConnectError> {
         self.collect_until(|_| false).await
     }
 
     /// Everything up to the moment when `enough`.
-    pub async fn collect_until(
+    pub(crate) async fn collect_until(
         &mut self,
         enough: impl Fn(&Collected) -> bool,
     ) -> Result<Collected, ConnectError> {
@@ -219,25 +219,25 @@ impl Events {
 // === impl Collected ===
 
 impl Collected {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
 
-    pub fn status(&self) -> &str {
+    pub(crate) fn status(&self) -> &str {
         &self.end.as_ref().expect("no end event").status
     }
 }
 
-pub fn by_pid(pid: u32) -> ProcessSelector {
+pub(crate) fn by_pid(pid: u32) -> ProcessSelector {
     ProcessSelector { selector: Some(Selector::Pid(pid)), ..Default::default() }
 }
 
-pub fn by_tag(tag: &str) -> ProcessSelector {
+pub(crate) fn by_tag(tag: &str) -> ProcessSelector {
     ProcessSelector { selector: Some(Selector::Tag(tag.into())), ..Default::default() }
 }
 
 /// A shell command without input, as SDKs start one, but without a login shell's profile.
-pub fn shell(command: &str) -> StartRequest {
+pub(crate) fn shell(command: &str) -> StartRequest {
     StartRequest {
         process: ProcessConfig {
             cmd: "/bin/sh".into(),
@@ -250,23 +250,23 @@ pub fn shell(command: &str) -> StartRequest {
     }
 }
 
-pub fn terminal(cols: u32, rows: u32) -> PTY {
+pub(crate) fn terminal(cols: u32, rows: u32) -> PTY {
     PTY { size: Size { cols, rows, ..Default::default() }.into(), ..Default::default() }
 }
 
 /// Starts and follows to the end.
-pub async fn run(client: &Client, request: StartRequest) -> Result<Collected, ConnectError> {
+pub(crate) async fn run(client: &Client, request: StartRequest) -> Result<Collected, ConnectError> {
     let mut events = Events::start(client, request, CallOptions::default()).await?;
     events.first().await?;
     events.collect().await
 }
 
-pub async fn started(client: &Client, request: StartRequest) -> (u32, Events) {
+pub(crate) async fn started(client: &Client, request: StartRequest) -> (u32, Events) {
     let mut events = Events::start(client, request, CallOptions::default()).await.unwrap();
     (events.pid().await, events)
 }
 
-pub fn input(pid: u32, input: Input) -> SendInputRequest {
+pub(crate) fn input(pid: u32, input: Input) -> SendInputRequest {
     SendInputRequest {
         process: by_pid(pid).into(),
         input: ProcessInput { input: Some(input), ..Default::default() }.into(),
@@ -274,18 +274,18 @@ pub fn input(pid: u32, input: Input) -> SendInputRequest {
     }
 }
 
-pub fn signal(pid: u32, signal: Signal) -> SendSignalRequest {
+pub(crate) fn signal(pid: u32, signal: Signal) -> SendSignalRequest {
     SendSignalRequest { process: by_pid(pid).into(), signal: signal.into(), ..Default::default() }
 }
 
 /// Whom the tests run as, and so the agent and its processes.
-pub struct OwnUser {
-    pub name: String,
-    pub home: String,
+pub(crate) struct OwnUser {
+    pub(crate) name: String,
+    pub(crate) home: String,
 }
 
 impl OwnUser {
-    pub fn look_up() -> Self {
+    pub(crate) fn look_up() -> Self {
         let uid = rustix::process::getuid().as_raw().to_string();
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
         let own =
@@ -307,13 +307,13 @@ fn children(parent: u32) -> Vec<rustix::process::Pid> {
 }
 
 /// Whether a process exists and is not a zombie.
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), Some("Z" | "X")))
 }
 
 /// Waits until `done`; the test's own time limit ends a wait in vain.
-pub async fn until(mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(mut done: impl FnMut() -> bool) {
     while !done() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
