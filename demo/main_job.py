@@ -193,3 +193,5 @@ if __name__ == "__main__":
         sys.exit(f"main_job.py: environment variable {missing} is not set; see the first lines of this file")
     except AssertionError as failure:
         sys.exit(f"main_job.py: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)
