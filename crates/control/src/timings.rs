@@ -44,7 +44,7 @@ struct Started(Instant);
 pub async fn server_timing(request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", method = %request.method(), path = request.uri().path());
     let steps = steps_of(&span);
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
     if let Some(value) = steps.and_then(|steps| steps.header()) {
         response.headers_mut().append("server-timing", value);
     }

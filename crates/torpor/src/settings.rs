@@ -113,8 +113,7 @@ impl Settings {
 
     /// Where API and gateway listen.
     pub(crate) fn listen(&self) -> SocketAddr {
-        const LOOPBACK: SocketAddr =
-            SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3000);
+        const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3000);
         self.listen.unwrap_or(LOOPBACK)
     }
 

@@ -94,6 +94,8 @@ pub(super) struct Actor {
     inbound: mpsc::UnboundedReceiver<Event>,
     /// Counts saves, so that the result of one that was overtaken is told from the one that is wanted.
     epoch: u64,
+    /// Saves whose result has not come yet, the overtaken ones among them.
+    saves_under_way: usize,
     last_pause: Option<Window>,
     last_resume: Option<Window>,
     retry_expiry_at: Option<tokio::time::Instant>,
@@ -204,6 +206,7 @@ impl Actor {
             events,
             inbound,
             epoch: 0,
+            saves_under_way: 0,
             last_pause: None,
             last_resume: None,
             retry_expiry_at: None,
@@ -296,6 +299,7 @@ impl Actor {
         match event {
             Event::MachineExited(id) => self.machine_exited(&id).await,
             Event::Saved { epoch, result } => {
+                self.saves_under_way -= 1;
                 match result {
                     result if epoch == self.epoch => self.finish_pause(result).await,
                     // Overtaken by a resume: the machine runs on from the snapshot it had.
@@ -370,6 +374,7 @@ impl Actor {
 
     fn start_saving(&mut self, machine: &Machine, state: Option<torpor_machine::DeviceState>) -> Saving {
         self.epoch += 1;
+        self.saves_under_way += 1;
         Saving::start(
             self.node.clone(),
             self.row.clone(),
@@ -441,6 +446,7 @@ impl Actor {
                 let what = "The sandbox is paused but could not be saved yet";
                 answer(waiter, Err(LifecycleError::Failed { what, why: chain(&error) }));
             }
+            self.saves_under_way += 1;
             *saving = Saving::retry(self.node.clone(), self.row.clone(), machine.clone(), epoch, events);
         }
     }
@@ -624,9 +630,11 @@ impl Actor {
                 drop(waiters);
             }
         }
+        self.remove_saves_under_way().await;
         if let Some(snapshot) = self.row.snapshot_id.take() {
             self.remove_snapshot(snapshot).await;
         }
+        // The row goes last: a snapshot without a row is taken for one whose row was lost, and kept.
         if let Err(error) = self.node.registry.delete_sandbox(&self.row.id).await {
             tracing::error!(%error, "a destroyed sandbox stays in the database until the next start");
         }
@@ -679,6 +687,18 @@ impl Actor {
     }
 
     // --- helpers ---
+
+    /// Waits for saves that were cancelled too late, and removes what they published.
+    async fn remove_saves_under_way(&mut self) {
+        while self.saves_under_way > 0 {
+            if let Some(Event::Saved { result, .. }) = self.inbound.recv().await {
+                self.saves_under_way -= 1;
+                if let Ok(unwanted) = result {
+                    self.remove_snapshot(unwanted).await;
+                }
+            }
+        }
+    }
 
     async fn remove_snapshot(&self, id: SnapshotId) {
         let vault = self.node.vault.clone();

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use torpor_envd_api::http::InitRequest;
 use torpor_network::{AGENT_PORT, Connector};
 use torpor_types::SandboxId;
+use tracing::Instrument;
 
 use crate::registry::SandboxRecord;
 
@@ -50,10 +51,10 @@ pub(super) async fn init(
         // The empty token: none is needed.
         access_token: Some(access_token.unwrap_or_default()),
         timestamp: Some(jiff::Timestamp::now()),
-        hostname: Some(id.to_string()),
         entropy: Some(entropy.to_vec()),
         sandbox_id: Some(id.to_string()),
         template_id: Some(record.template_id.to_string()),
+        lifecycle_id: Some(hex::encode(rand::random::<[u8; 8]>())),
         ..InitRequest::default()
     };
     let body = serde_json::to_vec(&request).map_err(|e| InitError::Request(e.to_string()))?;
@@ -61,7 +62,8 @@ pub(super) async fn init(
 }
 
 async fn post(connector: &Connector, path: &str, body: Vec<u8>) -> Result<(), InitError> {
-    let stream = connector.connect_within(AGENT_PORT, LIMIT).await?;
+    let connecting = connector.connect_within(AGENT_PORT, LIMIT);
+    let stream = connecting.instrument(tracing::info_span!("guest.connect")).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = hyper::Request::post(path)

@@ -104,7 +104,7 @@ impl Node {
         self.machines.keep_warm(*shape, self.warm_machines);
     }
 
-    /// Whether a template's build or a sandbox's pause starts from that snapshot, as far as the database knows.
+    /// The snapshots that a template or a sandbox starts from, as far as the database knows.
     pub(super) async fn referenced_snapshots(
         &self,
     ) -> Result<std::collections::HashSet<SnapshotId>, RegistryError> {

@@ -10,8 +10,10 @@
 //! | paused | stopped and saved | saved | paused |
 //! | killing | destroyed | destroyed | destroyed |
 //!
-//! A machine that no row names is destroyed; a snapshot that nothing names is removed, unless it is a newer pause
-//! of a sandbox that has lost its machine. Snapshots that cannot be read are reported and left alone.
+//! A machine that no row names is destroyed. Of snapshots that no row names, only those are removed that a newer one of the
+//! same sandbox or template has replaced, or whose sandbox was being destroyed. A pause without a row means that the
+//! row was lost (a kill removes the row last): the sandbox is made known again from the snapshot's manifest.
+//! Snapshots that cannot be read are reported and left alone.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,7 +28,7 @@ use super::Entries;
 use super::actor::{Actor, Carrier, chain};
 use super::launch::{self, Note};
 use super::node::{Node, StartError};
-use super::save::Saving;
+use super::save::{Owner, Saving};
 use crate::registry::{SandboxRow, StoredState};
 
 /// What was found at the start.
@@ -40,6 +42,8 @@ pub struct Reconciled {
     pub rolled_back: Vec<SandboxId>,
     /// Sandboxes that ran, lost their machine, and had never been paused.
     pub lost: Vec<SandboxId>,
+    /// Paused sandboxes that the database had lost.
+    pub recovered: Vec<SandboxId>,
 }
 
 /// Brings database, machines and vault in line and starts an actor for every sandbox.
@@ -58,7 +62,9 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
     }
     let pauses = newest_pauses(node)?;
     let mut reconciled = Reconciled::default();
-    for row in node.registry.sandboxes().await? {
+    let rows = node.registry.sandboxes().await?;
+    let known: HashSet<SandboxId> = rows.iter().map(|row| row.id.clone()).collect();
+    for row in rows {
         let named = |machine: &Machine| {
             row.state == StoredState::Resuming || row.machine_id.as_ref() == Some(machine.id())
         };
@@ -77,7 +83,12 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
         tracing::info!(machine = %machine.id(), "destroying a machine that no sandbox names");
         machine.destroy().await;
     }
-    remove_orphans(node, bases).await?;
+    for (id, pause) in &pauses {
+        if !known.contains(id) {
+            recover(node, entries, pause, &mut reconciled).await?;
+        }
+    }
+    remove_replaced(node, &bases).await?;
     Ok(reconciled)
 }
 
@@ -152,22 +163,54 @@ fn newest_pauses(node: &Node) -> Result<HashMap<SandboxId, Snapshot>, StartError
         tracing::error!(snapshot = %id, %error, "a snapshot cannot be read; it is left as it is");
     }
     // Oldest first, so that the newest stays.
-    let with_owner = listing.snapshots.into_iter().filter_map(|s| Some((owner(&s)?, s)));
+    let with_owner = listing.snapshots.into_iter().filter_map(|s| Some((Owner::of(&s)?.id, s)));
     Ok(with_owner.collect())
 }
 
-fn owner(snapshot: &Snapshot) -> Option<SandboxId> {
-    serde_json::from_value(snapshot.manifest().subject.get("sandbox")?.get("id")?.clone()).ok()
+/// Makes a sandbox known again whose row was lost.
+async fn recover(
+    node: &Arc<Node>,
+    entries: &Entries,
+    pause: &Snapshot,
+    reconciled: &mut Reconciled,
+) -> Result<(), StartError> {
+    let Some(Owner { id, team_id, record }) = Owner::of(pause) else { return Ok(()) };
+    let row = SandboxRow {
+        id: id.clone(),
+        // With the database the team may be lost too: then it is the default team's.
+        team_id: node.registry.team_or_default(&team_id, crate::keys::DEFAULT_TEAM).await?,
+        state: StoredState::Paused,
+        machine_id: None,
+        snapshot_id: Some(pause.id().clone()),
+        record,
+    };
+    tracing::warn!(sandbox = %id, snapshot = %pause.id(), "the database did not know this paused sandbox; it does again");
+    node.registry.insert_sandbox(&row).await?;
+    Actor::spawn(node.clone(), entries.clone(), row, Carrier::Nothing);
+    reconciled.recovered.push(id);
+    Ok(())
 }
 
-/// Removes snapshots that neither a row names nor a machine maps.
-async fn remove_orphans(node: &Arc<Node>, bases: HashSet<SnapshotId>) -> Result<(), StartError> {
+/// Removes snapshots that a newer one has replaced and that no machine maps.
+async fn remove_replaced(node: &Arc<Node>, bases: &HashSet<SnapshotId>) -> Result<(), StartError> {
     let named = node.referenced_snapshots().await?;
+    let templates = node.registry.templates().await?;
     for snapshot in node.vault.list()?.snapshots {
         if named.contains(snapshot.id()) || bases.contains(snapshot.id()) {
             continue;
         }
-        tracing::info!(snapshot = %snapshot.id(), "removing a snapshot that nothing names");
+        // Every pause with an owner has a row by now, or its sandbox was destroyed just before.
+        let is_pause = Owner::of(&snapshot).is_some();
+        let subject = &snapshot.manifest().subject;
+        let is_old_build = templates.iter().any(|template| {
+            subject["template"]["name"] == template.name.as_str()
+                && snapshot.manifest().created_at < template.created_at
+        });
+        if !is_pause && !is_old_build {
+            tracing::warn!(snapshot = %snapshot.id(), "the database does not know this snapshot; `torpor setup` makes a template's known again");
+            continue;
+        }
+        tracing::info!(snapshot = %snapshot.id(), "removing a snapshot that a newer one has replaced");
         if let Err(error) = node.vault.remove(snapshot.id()) {
             tracing::error!(snapshot = %snapshot.id(), %error, "it could not be removed");
         }

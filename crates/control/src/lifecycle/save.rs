@@ -13,15 +13,17 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use torpor_machine::{DeviceState, Machine};
-use torpor_types::SnapshotId;
-use torpor_vault::{Kind, ManifestDraft};
+use torpor_types::{SandboxId, SnapshotId, TeamId};
+use torpor_vault::{Kind, ManifestDraft, Snapshot};
 
 use super::actor::{Event, chain};
 use super::launch::Note;
 use super::node::Node;
-use crate::registry::{RegistryError, SandboxRow};
+use crate::registry::{RegistryError, SandboxRecord, SandboxRow};
 
 /// How long a save that failed waits before it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -46,6 +48,15 @@ pub(super) enum SaveError {
 /// A save that is under way. Its result comes to the actor as an [`Event::Saved`].
 pub(super) struct Saving {
     progress: Arc<AtomicU8>,
+    cancelled: CancellationToken,
+}
+
+/// Whose pause a snapshot is: the `sandbox` of its manifest's subject, from which a lost row is made again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Owner {
+    pub(super) id: SandboxId,
+    pub(super) team_id: TeamId,
+    pub(super) record: SandboxRecord,
 }
 
 struct Job {
@@ -63,7 +74,7 @@ struct Job {
 impl Saving {
     /// Stands for a save that has not been started yet.
     pub(super) fn idle() -> Saving {
-        Saving { progress: Arc::new(AtomicU8::new(COPYING)) }
+        Saving { progress: Arc::new(AtomicU8::new(COPYING)), cancelled: CancellationToken::new() }
     }
 
     /// Starts saving at once.
@@ -91,9 +102,12 @@ impl Saving {
 
     fn after(delay: Duration, job: Job, epoch: u64, events: mpsc::UnboundedSender<Event>) -> Saving {
         let progress = job.progress.clone();
+        let cancelled = CancellationToken::new();
+        let wakened = cancelled.clone();
         let span = tracing::Span::current();
         tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
+            // A save that is cancelled while it waits ends at once.
+            let _ = tokio::time::timeout(delay, wakened.cancelled()).await;
             let blocking = tokio::task::spawn_blocking(move || span.in_scope(|| job.run()));
             let result = blocking.await.unwrap_or_else(|panic| {
                 Err(SaveError::Step { step: "saving", why: format!("it panicked: {panic}") })
@@ -101,12 +115,22 @@ impl Saving {
             // An actor that ended wants no result; its sandbox is destroyed.
             let _ = events.send(Event::Saved { epoch, result });
         });
-        Saving { progress }
+        Saving { progress, cancelled }
     }
 
     /// Stops the save if it has not copied everything yet.
     pub(super) fn cancel(&self) {
         let _ = self.progress.compare_exchange(COPYING, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
+        self.cancelled.cancel();
+    }
+}
+
+// === impl Owner ===
+
+impl Owner {
+    /// Whose pause `snapshot` is; `None` if it is something else.
+    pub(super) fn of(snapshot: &Snapshot) -> Option<Owner> {
+        serde_json::from_value(snapshot.manifest().subject.get("sandbox")?.clone()).ok()
     }
 }
 
@@ -121,6 +145,9 @@ impl Job {
     fn run(self) -> Result<SnapshotId, SaveError> {
         let Job { node, row, machine, state, progress } = self;
         let cancelled = || progress.load(Ordering::Acquire) == CANCELLED;
+        if cancelled() {
+            return Err(SaveError::Cancelled);
+        }
         node.vault.require_room(machine.private_bytes())?;
         let note = Note::read(&machine)
             .ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
@@ -141,9 +168,8 @@ impl Job {
         if progress.compare_exchange(COPYING, COPIED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return Err(SaveError::Cancelled);
         }
-        let subject = serde_json::json!({
-            "sandbox": { "id": row.id, "team_id": row.team_id, "record": row.record },
-        });
+        let owner = Owner { id: row.id, team_id: row.team_id, record: row.record };
+        let subject = serde_json::json!({ "sandbox": owner });
         let draft = ManifestDraft {
             kind: Kind::Pause,
             created_at: Timestamp::now(),

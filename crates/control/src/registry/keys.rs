@@ -53,6 +53,18 @@ impl Registry {
         Ok(TeamRow { id: parse("teams", row.get("id"), row.get("id"))?, name: row.get("name") })
     }
 
+    /// `id` if there is a team of that id, else the team named `default`, made if there is none.
+    pub async fn team_or_default(&self, id: &TeamId, default: &str) -> Result<TeamId, RegistryError> {
+        let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM teams WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        match known {
+            Some(_) => Ok(id.clone()),
+            None => Ok(self.team_named(default).await?.id),
+        }
+    }
+
     /// Records a new key.
     pub async fn insert_key(&self, key: &KeyRow) -> Result<(), RegistryError> {
         sqlx::query(

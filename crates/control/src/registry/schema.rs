@@ -4,7 +4,6 @@
 //! changed once released; a new one is added behind it. An older Torpor refuses a newer database.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
@@ -54,7 +53,7 @@ const STEPS: &[&str] = &["
 
 pub(super) async fn open(path: &Path) -> Result<SqlitePool, RegistryError> {
     let shown = path.display().to_string();
-    let options = SqliteConnectOptions::from_str("sqlite::memory:")?
+    let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)

@@ -53,7 +53,9 @@ fn arguments(qemu: &Qemu, shape: Shape, start: &Start<'_>) -> Vec<String> {
     );
     add("-device", "virtio-blk-device,drive=disk".into());
     add("-netdev", format!("tap,id=net,fd={},vhost=off", child_fd::TAP));
-    add("-device", format!("virtio-net-device,netdev=net,mac={mac}"));
+    // No announcement after a resume: the host knows the guest's address, and an emulated guest would spend tenths
+    // of a second on it before it answers anybody.
+    add("-device", format!("virtio-net-device,netdev=net,mac={mac},guest_announce=off"));
     add("-object", "rng-random,id=rng,filename=/dev/urandom".into());
     add("-device", "virtio-rng-device,rng=rng".into());
     add("-add-fd", format!("fd={},set=2", child_fd::CONSOLE));

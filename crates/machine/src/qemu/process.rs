@@ -76,8 +76,10 @@ pub(super) async fn connect(socket: &Path, log: &Path) -> Result<Qmp, VmmError> 
     let on = |name: &str| json!({ "capability": name, "state": true });
     let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
     qmp.execute(doing, "migrate-set-capabilities", capabilities).await?;
-    // 0 lifts the throttle, which is meant for networks.
-    qmp.execute(doing, "migrate-set-parameters", json!({ "max-bandwidth": 0 })).await?;
+    // A bandwidth of 0 lifts the throttle, which is meant for networks. No announcement rounds: nobody but the host's own
+    // end of the tap could hear them.
+    let parameters = json!({ "max-bandwidth": 0, "announce-rounds": 0 });
+    qmp.execute(doing, "migrate-set-parameters", parameters).await?;
     Ok(qmp)
 }
 

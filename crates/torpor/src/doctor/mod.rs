@@ -77,8 +77,22 @@ pub(crate) mod code {
 
     #[cfg(test)]
     pub(crate) const ALL: [Code; 16] = [
-        NOT_ROOT, PROGRAM_MISSING, QEMU_OLD, KERNEL, NETWORK, DATA_DIR, CANNOT_CLONE, VAULT_FULL, NO_TEMPLATE,
-        TEMPLATE_UNFIT, EMULATION, NO_INTERNET, NO_CGROUPS, NOT_SET_UP, SETTINGS, ARCHITECTURE,
+        NOT_ROOT,
+        PROGRAM_MISSING,
+        QEMU_OLD,
+        KERNEL,
+        NETWORK,
+        DATA_DIR,
+        CANNOT_CLONE,
+        VAULT_FULL,
+        NO_TEMPLATE,
+        TEMPLATE_UNFIT,
+        EMULATION,
+        NO_INTERNET,
+        NO_CGROUPS,
+        NOT_SET_UP,
+        SETTINGS,
+        ARCHITECTURE,
     ];
 }
 
@@ -126,12 +140,22 @@ impl Check {
     }
 
     /// Not quite right.
-    pub(crate) fn warn(name: &'static str, code: Code, why: impl Into<String>, todo: impl Into<String>) -> Self {
+    pub(crate) fn warn(
+        name: &'static str,
+        code: Code,
+        why: impl Into<String>,
+        todo: impl Into<String>,
+    ) -> Self {
         Self { name, status: Status::Warn, code: Some(code), why: why.into(), todo: Some(todo.into()) }
     }
 
     /// Wrong.
-    pub(crate) fn fail(name: &'static str, code: Code, why: impl Into<String>, todo: impl Into<String>) -> Self {
+    pub(crate) fn fail(
+        name: &'static str,
+        code: Code,
+        why: impl Into<String>,
+        todo: impl Into<String>,
+    ) -> Self {
         Self { name, status: Status::Fail, code: Some(code), why: why.into(), todo: Some(todo.into()) }
     }
 }

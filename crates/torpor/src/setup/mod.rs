@@ -109,7 +109,11 @@ pub(crate) enum SetupError {
 }
 
 /// Sets the host up for the node in `data_dir`.
-pub(crate) async fn run(data_dir: &Path, options: &SetupOptions, settings: &Settings) -> Result<SetUp, SetupError> {
+pub(crate) async fn run(
+    data_dir: &Path,
+    options: &SetupOptions,
+    settings: &Settings,
+) -> Result<SetUp, SetupError> {
     let console = Console::new();
     if std::env::consts::ARCH != "x86_64" {
         return Err(SetupError::Architecture(std::env::consts::ARCH.to_owned()));
@@ -140,7 +144,10 @@ pub(crate) async fn run(data_dir: &Path, options: &SetupOptions, settings: &Sett
     let step = console.step("accelerator");
     let found = {
         let (data_dir, setting) = (data_dir.clone(), settings.accelerator.clone());
-        tokio::task::spawn_blocking(move || accelerator::probe(&data_dir, setting.as_deref(), kernel.as_deref())).await?
+        tokio::task::spawn_blocking(move || {
+            accelerator::probe(&data_dir, setting.as_deref(), kernel.as_deref())
+        })
+        .await?
     };
     let found = ending(found, &step)?;
     match found.accelerator {
@@ -236,7 +243,12 @@ async fn vault(console: &Console, data_dir: &DataDir, options: PlaceOptions) -> 
     let (place, inspection, grown) = ending(placed.await?, &step)?;
     let text = match (&place.image, inspection.image_bytes) {
         (Some(image), Some(bytes)) => {
-            format!("{} ({} sparse XFS image{})", image.display(), size(bytes), if grown { ", grown" } else { "" })
+            format!(
+                "{} ({} sparse XFS image{})",
+                image.display(),
+                size(bytes),
+                if grown { ", grown" } else { "" }
+            )
         }
         _ => format!("{} ({} clones files)", place.vault_dir.display(), inspection.file_system),
     };
@@ -302,7 +314,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("100G", 100 << 30), ("1.5T", 3 << 39), ("800MiB", 800 << 20), ("4096", 4096), ("2gb", 2 << 30)] {
+        for (text, bytes) in
+            [("100G", 100 << 30), ("1.5T", 3 << 39), ("800MiB", 800 << 20), ("4096", 4096), ("2gb", 2 << 30)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "G", "-1G", "nanG", "0", "ten"] {

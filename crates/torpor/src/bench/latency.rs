@@ -1,0 +1,162 @@
+//! `torpor bench latency`: how long a caller waits for create, pause and resume.
+//!
+//! One sandbox holds random live data in a Python process, with a checksum, and works a little between the
+//! rounds. Each round pauses it, waits until the pause is durable (so that the resume is one from disk, in a fresh
+//! machine), resumes it, and asks its agent for a sign of life. A second series resumes before the pause is durable.
+
+use std::collections::BTreeMap;
+
+use super::api::{Api, ApiError, Handle, Timed};
+use super::stats::Summary;
+
+/// What to measure.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct LatencyOptions {
+    /// Rounds of each series
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+    /// Random live data in the sandbox, in MB
+    #[arg(long, default_value_t = 400)]
+    pub(crate) live_mb: u32,
+    /// Template to create from
+    #[arg(long, default_value = "base")]
+    pub(crate) template: String,
+}
+
+/// One operation, measured many times.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Series {
+    /// What the caller did.
+    pub(crate) what: &'static str,
+    /// What he waited, in milliseconds.
+    pub(crate) waited_ms: Summary,
+    /// Median of each step inside the server, in milliseconds.
+    pub(crate) steps_ms: BTreeMap<String, f64>,
+}
+
+#[derive(Default)]
+struct Collector {
+    waited: Vec<f64>,
+    steps: BTreeMap<String, Vec<f64>>,
+}
+
+/// Measures against a running server. `progress` is told after every round.
+pub(crate) async fn measure(
+    api: &Api,
+    options: &LatencyOptions,
+    mut progress: impl FnMut(&str, u32),
+) -> Result<Vec<Series>, ApiError> {
+    let mut create = Collector::default();
+    for round in 0..options.runs {
+        let (sandbox, answer) = api.create(&options.template).await?;
+        create.add(&answer);
+        api.kill(&sandbox).await?;
+        progress("create", round + 1);
+    }
+    let (sandbox, _) = api.create(&options.template).await?;
+    let measured = rounds(api, options, &sandbox, &mut progress).await;
+    api.kill(&sandbox).await?;
+    let mut all = vec![create.series("create")];
+    all.extend(measured?);
+    Ok(all.into_iter().flatten().collect())
+}
+
+async fn rounds(
+    api: &Api,
+    options: &LatencyOptions,
+    sandbox: &Handle,
+    progress: &mut impl FnMut(&str, u32),
+) -> Result<Vec<Option<Series>>, ApiError> {
+    let mut pause = Collector::default();
+    let mut durable = Collector::default();
+    let mut resume = Collector::default();
+    let mut answer = Collector::default();
+    let mut quick_resume = Collector::default();
+    let before = fill(api, sandbox, options.live_mb).await?;
+    for round in 0..options.runs {
+        let started = std::time::Instant::now();
+        pause.add(&api.pause(sandbox).await?);
+        api.wait_until_durable(sandbox).await?;
+        durable.waited.push(started.elapsed().as_secs_f64() * 1e3);
+        let asked = std::time::Instant::now();
+        resume.add(&api.connect(sandbox).await?);
+        api.agent_health(sandbox).await?;
+        answer.waited.push(asked.elapsed().as_secs_f64() * 1e3);
+        touch(api, sandbox).await?;
+        progress("pause and resume", round + 1);
+    }
+    for round in 0..options.runs {
+        api.pause(sandbox).await?;
+        quick_resume.add(&api.connect(sandbox).await?);
+        touch(api, sandbox).await?;
+        progress("resume before the pause is saved", round + 1);
+    }
+    check(api, sandbox, &before).await?;
+    Ok(vec![
+        pause.series("pause"),
+        durable.series("pause until durable"),
+        resume.series("resume"),
+        answer.series("resume until the agent's first answer"),
+        quick_resume.series("resume before the pause is saved"),
+    ])
+}
+
+/// Starts a process that holds `mb` MB of random data; returns their checksum.
+async fn fill(api: &Api, sandbox: &Handle, mb: u32) -> Result<String, ApiError> {
+    let holder = format!(
+        "import hashlib, os, signal\n\
+         data = [os.urandom(1000000) for _ in range({mb})]\n\
+         def tell(*_):\n    \
+             digest = hashlib.sha256()\n    \
+             for part in data: digest.update(part)\n    \
+             open('/tmp/digest.new', 'w').write(digest.hexdigest()); os.rename('/tmp/digest.new', '/tmp/digest')\n\
+         signal.signal(signal.SIGUSR1, tell)\n\
+         tell()\n\
+         while True: signal.pause()\n"
+    );
+    let start = format!(
+        "cat > /tmp/holder.py <<'END'\n{holder}END\nrm -f /tmp/digest\n\
+         setsid python3 /tmp/holder.py </dev/null >/tmp/holder.log 2>&1 &\necho $! > /tmp/holder.pid"
+    );
+    api.run(sandbox, &start).await?;
+    wait_for_digest(api, sandbox).await
+}
+
+/// Has the process compute its checksum anew and compares.
+async fn check(api: &Api, sandbox: &Handle, before: &str) -> Result<(), ApiError> {
+    api.run(sandbox, "rm /tmp/digest; kill -USR1 $(cat /tmp/holder.pid)").await?;
+    let after = wait_for_digest(api, sandbox).await?;
+    if after == before {
+        return Ok(());
+    }
+    let why = format!("the live data changed: SHA-256 {before} before, {after} after");
+    Err(ApiError::Command { command: "sha256".to_owned(), why })
+}
+
+async fn wait_for_digest(api: &Api, sandbox: &Handle) -> Result<String, ApiError> {
+    let wait = "for i in $(seq 3000); do [ -s /tmp/digest ] && exec cat /tmp/digest; \
+                kill -0 $(cat /tmp/holder.pid) || exec cat /tmp/holder.log; sleep 0.1; done; exit 1";
+    api.run(sandbox, wait).await
+}
+
+/// A little work, so that every pause has something to save.
+async fn touch(api: &Api, sandbox: &Handle) -> Result<(), ApiError> {
+    api.run(sandbox, "head -c 8000000 /dev/urandom > /dev/shm/work").await.map(|_| ())
+}
+
+// === impl Collector ===
+
+impl Collector {
+    fn add(&mut self, answer: &Timed) {
+        self.waited.push(answer.waited.as_secs_f64() * 1e3);
+        for (step, ms) in &answer.steps {
+            self.steps.entry(step.clone()).or_default().push(*ms);
+        }
+    }
+
+    fn series(self, what: &'static str) -> Option<Series> {
+        let median = |values: &Vec<f64>| Summary::of(values).map(|summary| summary.median);
+        let steps_ms = self.steps.iter().filter_map(|(step, values)| Some((step.clone(), median(values)?)));
+        Some(Series { what, waited_ms: Summary::of(&self.waited)?, steps_ms: steps_ms.collect() })
+    }
+}

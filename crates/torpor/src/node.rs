@@ -1,0 +1,111 @@
+//! Everything a node stands on, opened in order: data directory, lock, vault, network, machines.
+//!
+//! The server, the set-up (which boots templates) and `teardown` all begin here, and the lock keeps them apart.
+
+use std::path::PathBuf;
+
+use torpor_machine::{MachineOptions, Machines};
+use torpor_network::{Instance, Network, NetworkOptions};
+use torpor_types::Accelerator;
+use torpor_vault::Vault;
+use torpor_vault::place::{self, PlaceOptions};
+
+use crate::embedded::{self, Extracted};
+use crate::layout::DataDir;
+use crate::lock::{DataDirLock, LockError};
+use crate::settings::Settings;
+
+/// A node, ready to run machines.
+pub(crate) struct Node {
+    /// Held as long as the node is used.
+    pub(crate) lock: DataDirLock,
+    /// The store of snapshots.
+    pub(crate) vault: Vault,
+    /// Networks of machines.
+    pub(crate) network: Network,
+    /// The machines.
+    pub(crate) machines: Machines,
+    /// Agent and ram-map, as files.
+    pub(crate) embedded: Extracted,
+}
+
+/// A node cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    /// Not root.
+    #[error(
+        "torpor has to run as root: it starts virtual machines in network namespaces. Try `sudo torpor …`"
+    )]
+    NotRoot,
+    /// Somebody else has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No place for the vault.
+    #[error(transparent)]
+    Place(#[from] place::PlaceError),
+    /// No vault.
+    #[error(transparent)]
+    Vault(#[from] torpor_vault::OpenError),
+    /// A setting is wrong.
+    #[error("the setting {name} is wrong: {why}")]
+    Setting { name: &'static str, why: String },
+    /// No network.
+    #[error(transparent)]
+    Network(#[from] torpor_network::StartError),
+    /// No machines.
+    #[error(transparent)]
+    Machines(#[from] torpor_machine::StartError),
+    /// The embedded files cannot be taken out.
+    #[error("cannot write to {path}: {cause}")]
+    Extract { path: PathBuf, cause: std::io::Error },
+}
+
+// === impl Node ===
+
+impl Node {
+    /// Opens the node in `data_dir` for machines run by `accelerator`. Mounts the vault's image if it has one that is
+    /// not mounted (after the host's start), and makes the vault if there is none yet.
+    pub(crate) async fn open(
+        data_dir: &DataDir,
+        settings: &Settings,
+        accelerator: Accelerator,
+        place_options: PlaceOptions,
+    ) -> Result<Node, NodeError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(NodeError::NotRoot);
+        }
+        let lock = DataDirLock::take(data_dir)?;
+        let place = place::prepare(data_dir.root(), &place_options)?;
+        let vault = Vault::open(&place.vault_dir)?;
+        let extract = |cause| NodeError::Extract { path: data_dir.lib(), cause };
+        let embedded = embedded::extract(&data_dir.lib()).map_err(extract)?;
+        embedded::remove_others(&data_dir.lib()).map_err(extract)?;
+        let network = Network::start(network_options(data_dir, settings)?).await?;
+        let machines = Machines::start(MachineOptions {
+            qemu: settings.qemu.clone(),
+            ram_map: embedded.ram_map.clone(),
+            accelerator,
+            run_dir: data_dir.run_dir(),
+            disks_dir: vault.machines_dir(),
+            network: network.clone(),
+            instance: data_dir.instance(),
+            uid_base: MachineOptions::DEFAULT_UID_BASE,
+            warm_limit: MachineOptions::DEFAULT_WARM_LIMIT,
+        })
+        .await?;
+        Ok(Node { lock, vault, network, machines, embedded })
+    }
+}
+
+fn network_options(data_dir: &DataDir, settings: &Settings) -> Result<NetworkOptions, NodeError> {
+    let wrong = |name, why: &dyn std::fmt::Display| NodeError::Setting { name, why: why.to_string() };
+    let instance: Instance = data_dir.instance().parse().map_err(|e| wrong("instance", &e))?;
+    let mut options = NetworkOptions::new(instance);
+    if let Some(pool) = &settings.network_pool {
+        options.pool = pool.parse().map_err(|e| wrong("network_pool", &e))?;
+    }
+    if let Some(resolver) = settings.resolver {
+        options.resolver = Some(resolver);
+    }
+    Ok(options)
+}

@@ -1,0 +1,98 @@
+//! `torpor serve`: API and gateway on one port, until told to stop.
+//!
+//! Stopping the server, in whatever way, stops no sandbox: machines are processes of their own, and the next server takes
+//! them over.
+
+use std::time::Duration;
+
+use axum::middleware;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use torpor_control::http::{self, ApiOptions, Routes};
+use torpor_control::keys;
+use torpor_control::lifecycle::{NodeOptions, Sandboxes};
+use torpor_control::registry::Registry;
+use torpor_control::timings::server_timing;
+use torpor_gateway::{Front, Gateway};
+use torpor_vault::place::PlaceOptions;
+
+use crate::layout::DataDir;
+use crate::node::{Node, NodeError};
+use crate::settings::Settings;
+use crate::setup::accelerator;
+
+/// The server cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// What it stands on.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The accelerator.
+    #[error(transparent)]
+    Accelerator(#[from] accelerator::AcceleratorError),
+    /// The database.
+    #[error(transparent)]
+    Registry(#[from] torpor_control::registry::RegistryError),
+    /// The key of the command line.
+    #[error(transparent)]
+    Key(#[from] keys::KeyError),
+    /// The sandboxes.
+    #[error(transparent)]
+    Sandboxes(#[from] torpor_control::lifecycle::StartError),
+    /// The port.
+    #[error("cannot listen on {address}: {cause}. Choose another with --listen")]
+    Listen { address: std::net::SocketAddr, cause: std::io::Error },
+    /// Signals.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT. `ready` is called with the address once requests are answered.
+pub(crate) async fn serve(
+    data_dir: &DataDir,
+    settings: &Settings,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> Result<(), ServeError> {
+    let address = settings.listen();
+    let stop = stop_signals().map_err(ServeError::Signals)?;
+    let accelerator = accelerator::chosen(data_dir, settings.accelerator.as_deref())?;
+    let node = Node::open(data_dir, settings, accelerator, PlaceOptions::default()).await?;
+    // Taken before anything starts, so that a port in use costs nothing.
+    let listener = TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
+    let registry = Registry::open(data_dir.root()).await?;
+    keys::ensure_cli_key(data_dir.root(), &registry).await?;
+    let (sandboxes, reconciled) = Sandboxes::start(NodeOptions {
+        registry: registry.clone(),
+        vault: node.vault.clone(),
+        machines: node.machines.clone(),
+        max_timeout_s: settings.max_timeout_s(),
+        warm_machines: settings.warm_machines(),
+    })
+    .await?;
+    tracing::info!(?reconciled, %accelerator, "sandboxes taken over");
+    let options = ApiOptions { domain: settings.domain.clone() };
+    let api = http::router(sandboxes.clone(), registry, options).layer(middleware::from_fn(server_timing));
+    let front = Front::new(Gateway::new(Routes::new(sandboxes)), api);
+    let address = listener.local_addr().unwrap_or(address);
+    ready(address);
+    torpor_gateway::serve(listener, front, stop).await;
+    tracing::info!("stopped; running sandboxes go on and are taken over by the next server");
+    node.machines.stop_warming(Duration::from_secs(5)).await;
+    drop(node.lock);
+    Ok(())
+}
+
+fn stop_signals() -> std::io::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopping.cancel();
+    });
+    Ok(stop)
+}
