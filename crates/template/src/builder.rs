@@ -113,7 +113,11 @@ impl Builder {
     ) -> Result<(Snapshot, TemplateRecord), BuildError> {
         let rootfs = {
             let (recipe, options, progress) = (spec.recipe.clone(), self.rootfs.clone(), progress.clone());
-            blocking(move || Rootfs::ensure(&recipe, &options, &*progress)).await??
+            blocking(move || match Rootfs::find(&recipe, &options.cache_dir) {
+                Some(rootfs) => Ok(rootfs),
+                None => Rootfs::ensure(&recipe, &options, &*progress),
+            })
+            .await??
         };
         // Memory, at most all of it, and the disk: room for both before anything is changed.
         self.vault.require_room(spec.shape.memory_bytes() + rootfs.facts().allocated_bytes + 256 * MIB)?;

@@ -1,4 +1,5 @@
 //! The root file system of `base`, built for real.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -105,10 +105,13 @@ pub(crate) fn plan(os: &Os, missing: &[Needed], qemu: Option<QemuVersion>) -> Pl
     Plan::Apt(Apt { packages, backports })
 }
 
+/// The package of a program on one distribution.
+type PackageOf = fn(&Needed) -> &'static str;
+
 /// What a user of another distribution has to install.
 fn by_hand(os: &Os, missing: &[Needed], too_old: Option<QemuVersion>) -> String {
-    let package: Option<(&str, fn(&Needed) -> &'static str)> = [
-        ("fedora", "dnf install", (|needed| needed.fedora) as fn(&Needed) -> &'static str),
+    let package = [
+        ("fedora", "dnf install", (|needed| needed.fedora) as PackageOf),
         ("rhel", "dnf install", |needed| needed.fedora),
         ("arch", "pacman -S", |needed| needed.arch),
         ("alpine", "apk add", |needed| needed.alpine),
