@@ -14,6 +14,7 @@ use torpor_types::{MachineId, SandboxId, SnapshotId, TeamId};
 use tracing::Instrument;
 
 use super::api::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView};
+use super::guest::{self, InitError};
 use super::node::Node;
 use super::save::{SaveError, Saving};
 use super::{Entries, Entry, Route, Status, deadline, launch};
@@ -63,6 +64,8 @@ pub(super) enum Operation {
 pub(super) enum Event {
     /// A machine's process ended without our doing.
     MachineExited(MachineId),
+    /// The agent of a machine that was let run knows who it is, or does not answer; `epoch` tells of which run.
+    Awake { epoch: u64, result: Result<(), InitError> },
     /// A save ended; `epoch` tells whether it is still wanted.
     Saved { epoch: u64, result: Result<SnapshotId, SaveError> },
 }
@@ -71,8 +74,8 @@ pub(super) enum Event {
 pub(super) enum Carrier {
     /// Nothing: it is paused and on disk.
     Nothing,
-    /// A machine that runs.
-    Running { machine: Machine, closed: CancellationToken },
+    /// A machine that runs; `awake` when its agent knows who it is, and traffic may reach it.
+    Running { machine: Machine, closed: CancellationToken, awake: bool },
     /// A machine that is stopped and whose pause is being saved.
     Stopped { machine: Machine, saving: Saving, waiters: Vec<Reply<()>> },
 }
@@ -92,7 +95,7 @@ pub(super) struct Actor {
     inbox: mpsc::Receiver<Command>,
     events: mpsc::UnboundedSender<Event>,
     inbound: mpsc::UnboundedReceiver<Event>,
-    /// Counts saves, so that the result of one that was overtaken is told from the one that is wanted.
+    /// Counts runs and saves, so that the result of one that was overtaken is told from the one that is wanted.
     epoch: u64,
     /// Saves whose result has not come yet, the overtaken ones among them.
     saves_under_way: usize,
@@ -171,8 +174,16 @@ pub(super) async fn create(
         machine.destroy().await;
         return Err(error.into());
     }
-    let closed = CancellationToken::new();
-    Ok(Actor::spawn(node.clone(), entries.clone(), running, Carrier::Running { machine, closed }))
+    Ok(Actor::spawn(node.clone(), entries.clone(), running, Carrier::running(machine)))
+}
+
+// === impl Carrier ===
+
+impl Carrier {
+    /// A machine that was just let run.
+    pub(super) fn running(machine: Machine) -> Carrier {
+        Carrier::Running { machine, closed: CancellationToken::new(), awake: false }
+    }
 }
 
 // === impl Window ===
@@ -225,8 +236,10 @@ impl Actor {
     }
 
     async fn run(mut self) {
-        if let Carrier::Stopped { .. } = self.carrier {
-            self.restart_saving();
+        match self.carrier {
+            Carrier::Nothing => {}
+            Carrier::Running { .. } => self.start_waking(),
+            Carrier::Stopped { .. } => self.restart_saving(),
         }
         loop {
             let expires_at = self.expires_at();
@@ -297,7 +310,8 @@ impl Actor {
 
     async fn react(&mut self, event: Event) -> Next {
         match event {
-            Event::MachineExited(id) => self.machine_exited(&id).await,
+            Event::MachineExited(id) => self.machine_ended(&id, None).await,
+            Event::Awake { epoch, result } => self.woken(epoch, result).await,
             Event::Saved { epoch, result } => {
                 self.saves_under_way -= 1;
                 match result {
@@ -329,7 +343,7 @@ impl Actor {
     #[tracing::instrument(name = "sandbox.pause", skip_all)]
     async fn pause(&mut self) -> Result<(), LifecycleError> {
         let (machine, closed) = match &self.carrier {
-            Carrier::Running { machine, closed } => (machine.clone(), closed.clone()),
+            Carrier::Running { machine, closed, .. } => (machine.clone(), closed.clone()),
             Carrier::Nothing | Carrier::Stopped { .. } => {
                 return Err(LifecycleError::AlreadyPaused(self.row.id.clone()));
             }
@@ -451,6 +465,41 @@ impl Actor {
         }
     }
 
+    // --- wake ---
+
+    /// Tells the agent of the machine that was let run who it is and what time it is; traffic waits until it knows.
+    /// The answer to create and resume does not: an agent that just woke up under emulation takes its time.
+    fn start_waking(&mut self) {
+        self.epoch += 1;
+        let Carrier::Running { machine, .. } = &self.carrier else { return };
+        let (epoch, events, connector) = (self.epoch, self.events.clone(), machine.connector());
+        let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
+        let waking = async move {
+            let result = guest::init(&connector, &row.id, &row.record, token).await;
+            // An actor that ended wants no result.
+            let _ = events.send(Event::Awake { epoch, result });
+        };
+        tokio::spawn(waking.in_current_span());
+    }
+
+    async fn woken(&mut self, epoch: u64, result: Result<(), InitError>) -> Next {
+        let Carrier::Running { machine, awake, .. } = &mut self.carrier else { return Next::Continue };
+        if epoch != self.epoch {
+            return Next::Continue;
+        }
+        match result {
+            Ok(()) => {
+                *awake = true;
+                self.publish();
+                Next::Continue
+            }
+            Err(error) => {
+                let id = machine.id().clone();
+                self.machine_ended(&id, Some(chain(&error))).await
+            }
+        }
+    }
+
     // --- resume ---
 
     async fn resume_or_join(
@@ -491,13 +540,14 @@ impl Actor {
                 for waiter in waiters {
                     answer(waiter, Err(LifecycleError::InTransition(self.row.id.clone())));
                 }
-                match launch::wake(&self.node, &self.row, &machine).await {
+                match machine.cont().await {
                     Ok(()) => machine,
                     Err(error) => {
                         // It may have run for a moment; the save captures it anew.
                         let saving = self.start_saving(&machine, None);
                         self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
-                        return Err(error.into());
+                        let what = "The sandbox could not be resumed";
+                        return Err(LifecycleError::Failed { what, why: chain(&error) });
                     }
                 }
             }
@@ -520,7 +570,8 @@ impl Actor {
         running.record.started_at = Timestamp::now();
         running.record.end_at = deadline::after(running.record.started_at, timeout_s);
         self.row = running;
-        self.carrier = Carrier::Running { machine, closed: CancellationToken::new() };
+        self.carrier = Carrier::running(machine);
+        self.start_waking();
         // It runs: a database that cannot say so now is brought in line by reconciliation.
         if let Err(error) = self.record(before).await {
             tracing::error!(%error, "the resume could not be recorded");
@@ -620,7 +671,7 @@ impl Actor {
     async fn discard(&mut self) {
         match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
             Carrier::Nothing => {}
-            Carrier::Running { machine, closed } => {
+            Carrier::Running { machine, closed, .. } => {
                 closed.cancel();
                 machine.destroy().await;
             }
@@ -646,14 +697,14 @@ impl Actor {
         entries.remove(&self.row.id);
     }
 
-    /// The machine's process is gone, and nobody here ended it.
-    async fn machine_exited(&mut self, id: &MachineId) -> Next {
+    /// The machine's process is gone, and nobody here ended it; or, with `cause`, it is of no use any more.
+    async fn machine_ended(&mut self, id: &MachineId, cause: Option<String>) -> Next {
         if self.row.machine_id.as_ref() != Some(id) {
             return Next::Continue;
         }
         let (machine, waiters) = match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
             Carrier::Nothing => return Next::Continue,
-            Carrier::Running { machine, closed } => {
+            Carrier::Running { machine, closed, .. } => {
                 closed.cancel();
                 (machine, Vec::new())
             }
@@ -663,7 +714,7 @@ impl Actor {
                 (machine, waiters)
             }
         };
-        let why = machine.last_words();
+        let why = cause.unwrap_or_else(|| machine.last_words());
         machine.destroy().await;
         if self.row.snapshot_id.is_none() {
             tracing::error!(%why, "the machine ended and the sandbox was never paused: it is lost");
@@ -718,7 +769,7 @@ impl Actor {
 
     fn publish(&self) {
         let (route, durable) = match &self.carrier {
-            Carrier::Running { machine, closed } if self.row.state == StoredState::Running => {
+            Carrier::Running { machine, closed, awake: true } if self.row.state == StoredState::Running => {
                 (Some(Route { connector: machine.connector(), closed: closed.clone() }), true)
             }
             Carrier::Stopped { .. } => (None, false),

@@ -16,7 +16,7 @@ use tracing::Instrument;
 use crate::registry::SandboxRecord;
 
 /// How long a guest may take to answer, in all. Generous: a host under heavy load is slow, not broken.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
 const ENTROPY_BYTES: usize = 32;

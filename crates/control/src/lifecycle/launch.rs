@@ -1,4 +1,4 @@
-//! From a snapshot to a running machine whose agent knows which sandbox it is.
+//! From a snapshot to a running machine.
 
 use serde::{Deserialize, Serialize};
 use torpor_machine::{LoadSource, Machine};
@@ -6,7 +6,6 @@ use torpor_types::{SandboxId, SnapshotId};
 
 use super::actor::chain;
 use super::api::LifecycleError;
-use super::guest;
 use super::node::Node;
 use crate::registry::SandboxRow;
 
@@ -56,23 +55,15 @@ pub(super) async fn launch(
     let idle = idle.map_err(step("preparing a machine"))?;
     let source = opened?;
     let machine = idle.load(source).await.map_err(step("loading the snapshot into the machine"))?;
-    match wake(node, row, &machine).await {
+    match machine.cont().await {
         Ok(()) => Ok(machine),
         Err(error) => {
-            let error = with_last_words(error, &machine);
+            let words = machine.last_words();
             machine.destroy().await;
-            Err(error)
+            let why = if words.is_empty() { chain(&error) } else { format!("{} (QEMU: {words})", chain(&error)) };
+            Err(LaunchError::Step { step: "starting the machine", why })
         }
     }
-}
-
-/// Lets a stopped machine run and tells its agent who it is and what time it is. On an error it may
-/// be running.
-#[tracing::instrument(name = "wake", skip_all)]
-pub(super) async fn wake(node: &Node, row: &SandboxRow, machine: &Machine) -> Result<(), LaunchError> {
-    machine.cont().await.map_err(step("starting the machine"))?;
-    let token = node.access_token(row);
-    guest::init(&machine.connector(), &row.id, &row.record, token).await.map_err(step("waking the agent"))
 }
 
 async fn open(node: &Node, id: &SnapshotId, note: serde_json::Value) -> Result<LoadSource, LaunchError> {
@@ -90,16 +81,6 @@ async fn open(node: &Node, id: &SnapshotId, note: serde_json::Value) -> Result<L
         })
     });
     opening.await.map_err(step("opening the snapshot"))?
-}
-
-fn with_last_words(error: LaunchError, machine: &Machine) -> LaunchError {
-    let words = machine.last_words();
-    match error {
-        LaunchError::Step { step, why } if !words.is_empty() => {
-            LaunchError::Step { step, why: format!("{why} (QEMU: {words})") }
-        }
-        other => other,
-    }
 }
 
 fn step<E: std::error::Error + 'static>(step: &'static str) -> impl Fn(E) -> LaunchError {

@@ -19,14 +19,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 use torpor_machine::Machine;
 use torpor_types::{SandboxId, SnapshotId};
 use torpor_vault::Snapshot;
 
 use super::Entries;
 use super::actor::{Actor, Carrier, chain};
-use super::launch::{self, Note};
+use super::launch::Note;
 use super::node::{Node, StartError};
 use super::save::{Owner, Saving};
 use crate::registry::{SandboxRow, StoredState};
@@ -114,14 +113,14 @@ async fn settle(
             Carrier::Stopped { machine, saving, waiters: Vec::new() }
         }
         (StoredState::Running | StoredState::Pausing | StoredState::Resuming, Some(machine)) => {
-            match launch::wake(node, &row, &machine).await {
+            match machine.cont().await {
                 Ok(()) => {
                     row.state = StoredState::Running;
                     row.machine_id = Some(machine.id().clone());
-                    Carrier::Running { machine, closed: CancellationToken::new() }
+                    Carrier::running(machine)
                 }
                 Err(error) => {
-                    tracing::error!(sandbox = %row.id, error = %chain(&error), "a machine that was left does not answer");
+                    tracing::error!(sandbox = %row.id, error = %chain(&error), "a machine that was left cannot go on");
                     machine.destroy().await;
                     Carrier::Nothing
                 }
