@@ -7,7 +7,7 @@ use torpor_types::Accelerator;
 pub struct HostFacts {
     /// What executes guest instructions.
     pub accelerator: Accelerator,
-    /// QEMU's machine type with its options.
+    /// QEMU's machine type with its options, and the machine's devices.
     pub machine_type: String,
     /// QEMU's CPU model with its options; on KVM with the host's own model.
     pub cpu_model: String,

@@ -19,6 +19,8 @@ use tokio::task::AbortHandle;
 pub(crate) struct Links {
     handle: Handle,
     session: AbortHandle,
+    /// The kernel answers one listing at a time on one socket; a second one gets `EBUSY`.
+    listing: tokio::sync::Mutex<()>,
 }
 
 // === impl Links ===
@@ -28,7 +30,7 @@ impl Links {
     pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let session = tokio::spawn(connection).abort_handle();
-        Ok(Self { handle, session })
+        Ok(Self { handle, session, listing: tokio::sync::Mutex::default() })
     }
 
     /// Makes a veth pair: `name` here, up, and `peer` in the namespace `peer_netns`.
@@ -97,6 +99,7 @@ impl Links {
 
     /// Every IPv4 address on every interface of the namespace, with the interface's number.
     pub(crate) async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>, rtnetlink::Error> {
+        let _turn = self.listing.lock().await;
         let mut request = self.handle.address().get();
         request.message_mut().header.family = AddressFamily::Inet;
         let mut messages = Box::pin(request.execute());
@@ -114,6 +117,7 @@ impl Links {
 
     /// Names and numbers of the interfaces whose names start with `prefix`.
     pub(crate) async fn names(&self, prefix: &str) -> Result<Vec<(u32, String)>, rtnetlink::Error> {
+        let _turn = self.listing.lock().await;
         let request =
             self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
         let mut links = Box::pin(request.execute());

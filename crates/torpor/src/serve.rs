@@ -3,6 +3,7 @@
 //! Stopping the server, in whatever way, stops no sandbox: machines are processes of their own, and the next server takes
 //! them over.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::middleware;
@@ -15,12 +16,15 @@ use torpor_control::lifecycle::{NodeOptions, Sandboxes};
 use torpor_control::registry::Registry;
 use torpor_control::timings::server_timing;
 use torpor_gateway::{Front, Gateway};
-use torpor_vault::place::PlaceOptions;
+use torpor_vault::place::{self, PlaceOptions};
 
 use crate::layout::DataDir;
 use crate::node::{Node, NodeError};
 use crate::settings::Settings;
 use crate::setup::accelerator;
+
+/// How often the vault's image gives free blocks back.
+const TRIM_EVERY: Duration = Duration::from_secs(3600);
 
 /// The server cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,9 @@ pub(crate) enum ServeError {
     /// The port.
     #[error("cannot listen on {address}: {cause}. Choose another with --listen")]
     Listen { address: std::net::SocketAddr, cause: std::io::Error },
+    /// Network devices or rules that an earlier server left, or this one is leaving.
+    #[error(transparent)]
+    Network(#[from] torpor_network::RemoveError),
     /// Signals.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -71,6 +78,8 @@ pub(crate) async fn serve(
     })
     .await?;
     tracing::info!(?reconciled, %accelerator, "sandboxes taken over");
+    node.network.remove_strays().await?;
+    let trimming = tokio::spawn(trim_now_and_then(data_dir.root().to_owned()));
     let options = ApiOptions { domain: settings.domain.clone() };
     let api = http::router(sandboxes.clone(), registry, options).layer(middleware::from_fn(server_timing));
     let front = Front::new(Gateway::new(Routes::new(sandboxes)), api);
@@ -78,9 +87,26 @@ pub(crate) async fn serve(
     ready(address);
     torpor_gateway::serve(listener, front, stop).await;
     tracing::info!("stopped; running sandboxes go on and are taken over by the next server");
+    trimming.abort();
     node.machines.stop_warming(Duration::from_secs(5)).await;
+    node.network.remove_if_unused().await?;
     drop(node.lock);
     Ok(())
+}
+
+/// Gives what removed snapshots took in the vault's image back to the host's file system.
+async fn trim_now_and_then(data_dir: PathBuf) {
+    loop {
+        tokio::time::sleep(TRIM_EVERY).await;
+        let data_dir = data_dir.clone();
+        match tokio::task::spawn_blocking(move || place::trim(&data_dir)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "free blocks of the vault's image could not be given back")
+            }
+            Err(error) => tracing::warn!(%error, "trimming the vault's image ended early"),
+        }
+    }
 }
 
 fn stop_signals() -> std::io::Result<CancellationToken> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use torpor_machine::{LoadSource, Machine};
+use torpor_network::EgressPolicy;
 use torpor_types::{SandboxId, SnapshotId};
 
 use super::actor::chain;
@@ -55,15 +56,32 @@ pub(super) async fn launch(
     let idle = idle.map_err(step("preparing a machine"))?;
     let source = opened?;
     let machine = idle.load(source).await.map_err(step("loading the snapshot into the machine"))?;
-    match machine.cont().await {
+    match let_run(row, &machine).await {
         Ok(()) => Ok(machine),
         Err(error) => {
             let words = machine.last_words();
             machine.destroy().await;
-            let why = if words.is_empty() { chain(&error) } else { format!("{} (QEMU: {words})", chain(&error)) };
-            Err(LaunchError::Step { step: "starting the machine", why })
+            Err(match error {
+                LaunchError::Step { step, why } if !words.is_empty() => {
+                    LaunchError::Step { step, why: format!("{why} (QEMU: {words})") }
+                }
+                other => other,
+            })
         }
     }
+}
+
+/// Shuts the sandbox off from the internet if it is to be, and lets it run.
+async fn let_run(row: &SandboxRow, machine: &Machine) -> Result<(), LaunchError> {
+    if !row.record.allow_internet {
+        let policy = EgressPolicy { allow_internet: false };
+        machine
+            .network()
+            .set_egress(&policy)
+            .await
+            .map_err(step("shutting the sandbox off from the internet"))?;
+    }
+    machine.cont().await.map_err(step("starting the machine"))
 }
 
 async fn open(node: &Node, id: &SnapshotId, note: serde_json::Value) -> Result<LoadSource, LaunchError> {

@@ -12,6 +12,10 @@ use crate::vmm::Start;
 /// clock, one serial port, and none of the PC's interrupt controller and timer of 1981.
 pub(super) const MACHINE: &str = "microvm,rtc=on,acpi=on,isa-serial=on,pic=off,pit=off,memory-backend=ram";
 
+/// What the command line says of devices, for snapshots to be compared by: a machine whose devices differ cannot load
+/// their state. Change it with every change of a device or of an option the guest can see.
+pub(super) const DEVICES: &str = "serial,blk,net(guest_announce=off),rng";
+
 /// The CPU of machines without hardware support: what the emulator offers.
 pub(super) const TCG_CPU: &str = "max";
 /// The CPU of machines with hardware support: the host's.

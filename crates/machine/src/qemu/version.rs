@@ -45,7 +45,8 @@ pub(crate) fn facts(accelerator: Accelerator, qemu_version: String) -> HostFacts
         Accelerator::Kvm => (format!("{} on {}", command::KVM_CPU, host_cpu()), 0),
         Accelerator::Tcg => (command::TCG_CPU.to_owned(), torpor_sys::tsc_khz().map_or(0, u64::from)),
     };
-    HostFacts { accelerator, machine_type: command::MACHINE.to_owned(), cpu_model, qemu_version, tsc_khz }
+    let machine_type = format!("{} {}", command::MACHINE, command::DEVICES);
+    HostFacts { accelerator, machine_type, cpu_model, qemu_version, tsc_khz }
 }
 
 /// The host's processor, as the kernel names it, with what it can do: a guest that was told of a feature must not lose
