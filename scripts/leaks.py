@@ -4,12 +4,14 @@
     leaks.py after FILE    lists what is there now and was not before; exits 1 if that is anything
 
 It looks at processes, mounts, loop devices, network links, named network namespaces, nftables tables, control groups
-and files. Other programs go on living on the host meanwhile, so a process or file counts only if it can be ours:
+and files. Other programs, another Torpor among them, go on living on the host meanwhile, so these count only if they
+can be ours:
 
-- a process, if it carries the run's mark (TORPOR_TEST_RUN) in its environment, is called like one of our programs, or
-  runs from the build directory;
+- a process, if it carries the run's mark (TORPOR_TEST_RUN) in its environment, runs from the build directory, or is a
+  program that we start without the mark: a machine, unless its library comes from somebody else's data directory;
 - a file, if it lies where only Torpor writes, or carries one of the names we use in a shared directory. Tests get a
-  TMPDIR of their own, in which every file counts.
+  TMPDIR of their own, in which every file counts;
+- nothing that names an instance (a data directory's eight hexadecimal digits) which had been there before.
 
 Things that vanish with a process that is just ending get a few seconds to do so.
 """
@@ -24,7 +26,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OUR_PROGRAMS = re.compile(r"^(qemu-system|torpor|mmdebstrap|debootstrap|swtpm|virtiofsd)")
+UNMARKED_PROGRAMS = re.compile(r"^(qemu-system|mmdebstrap)")
+PRELOADED = re.compile(r"^LD_PRELOAD=(.*)/lib/ram-map-", re.MULTILINE)
+INSTANCES = "/run/torpor"
 # Shared directories, and the names there that can be ours. (Packages installed on the way may make /run/qemu.)
 OUR_NAMES = {
     **dict.fromkeys(["/tmp", "/var/tmp", "/dev/shm"], re.compile(r"torpor|qemu|debootstrap|^\.tmp")),
@@ -76,8 +80,11 @@ def processes() -> set[str]:
             executable = os.readlink(f"/proc/{name}/exe")
         except OSError:
             executable = ""
-        environment = read(f"/proc/{name}/environ").split("\0") if mark else []
-        if (mark in environment) or OUR_PROGRAMS.match(program) or executable.startswith(build):
+        environment = read(f"/proc/{name}/environ").replace("\0", "\n")
+        marked = mark is not None and mark in environment.splitlines()
+        library = PRELOADED.search(environment)
+        foreign = library and not f"{library[1]}/".startswith((build, os.environ.get("TMPDIR", build)))
+        if marked or executable.startswith(build) or (UNMARKED_PROGRAMS.match(program) and not foreign):
             command = " ".join(read(f"/proc/{name}/cmdline").split("\0"))[:120]
             # The start time tells a process from a later one that got the same number.
             found.add(f"pid {name} (started at tick {fields[19]}): {command or program}")
@@ -147,12 +154,20 @@ def look() -> dict[str, set[str]]:
 def main() -> int:
     what, path = sys.argv[1:]
     if what == "before":
-        Path(path).write_text(json.dumps({kind: sorted(found) for kind, found in look().items()}))
+        state = {kind: sorted(found) for kind, found in look().items()}
+        Path(path).write_text(json.dumps({"found": state, "instances": listing(INSTANCES)}))
         return 0
-    before = {kind: set(found) for kind, found in json.loads(Path(path).read_text()).items()}
+    state = json.loads(Path(path).read_text())
+    before = {kind: set(found) for kind, found in state["found"].items()}
+    elsewhere = [instance for instance in state["instances"] if re.fullmatch("[0-9a-f]{8}", instance)]
     deadline = time.monotonic() + GRACE_SECONDS
     while True:
-        left = [(kind, item) for kind, found in look().items() for item in sorted(found - before[kind])]
+        left = [
+            (kind, item)
+            for kind, found in look().items()
+            for item in sorted(found - before[kind])
+            if not any(instance in item for instance in elsewhere)
+        ]
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.25)
