@@ -25,7 +25,7 @@ pub(super) const KVM_CPU: &str = "host,migratable=on";
 pub(super) fn command(qemu: &Qemu, shape: Shape, start: &Start<'_>) -> Command {
     let mut command = Command::new(&qemu.program);
     command.env_clear();
-    command.env("LD_PRELOAD", &qemu.ram_map);
+    command.env("LD_PRELOAD", format!("/proc/self/fd/{}", child_fd::RAM_MAP));
     command.env("TORPOR_RAM_FD", child_fd::RAM.to_string());
     command.env("TORPOR_RAM_SOCKET", child_fd::RAM_SOCKET.to_string());
     command.args(arguments(qemu, shape, start));

@@ -41,6 +41,7 @@ mod child_fd {
     pub(super) const CONSOLE: i32 = 8;
     pub(super) const KERNEL: i32 = 9;
     pub(super) const INITRAMFS: i32 = 10;
+    pub(super) const RAM_MAP: i32 = 11;
 }
 
 /// Name of the control socket in the machine's directory.
@@ -74,6 +75,9 @@ impl Vmm for Qemu {
             (place.tap, child_fd::TAP),
             (copy(place.console).map_err(failed)?, child_fd::CONSOLE),
         ];
+        // By descriptor, as everything: the data directory may lie where QEMU's user cannot look.
+        let ram_map = File::open(&self.ram_map).map_err(failed)?;
+        fds.push((ram_map.into(), child_fd::RAM_MAP));
         if let Start::Boot { kernel, initramfs, .. } = start {
             fds.push((copy(kernel).map_err(failed)?, child_fd::KERNEL));
             fds.push((copy(initramfs).map_err(failed)?, child_fd::INITRAMFS));
