@@ -1,0 +1,142 @@
+//! The deadline, and the ends of machines and sandboxes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use torpor_types::MachineId;
+
+use super::{Actor, Carrier, Next, answer};
+use crate::lifecycle::api::LifecycleError;
+use crate::registry::StoredState;
+
+/// How long an automatic pause that was refused waits before it is tried again.
+const RETRY_AUTOMATIC_PAUSE: Duration = Duration::from_secs(15);
+
+// === impl Actor ===
+
+impl Actor {
+    pub(super) async fn move_deadline(&mut self, end_at: Timestamp) -> Result<(), LifecycleError> {
+        let before = std::mem::replace(&mut self.row.record.end_at, end_at);
+        if before != end_at {
+            if let Err(error) = self.record(self.row.state).await {
+                self.row.record.end_at = before;
+                return Err(error.into());
+            }
+            self.retry_expiry_at = None;
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// When the sandbox is to be killed or paused, if it runs.
+    pub(super) fn expires_at(&self) -> Option<tokio::time::Instant> {
+        if self.row.state != StoredState::Running {
+            return None;
+        }
+        if self.retry_expiry_at.is_some() {
+            return self.retry_expiry_at;
+        }
+        let left = self.row.record.end_at.duration_since(Timestamp::now());
+        // A deadline in the past is due at once.
+        Some(tokio::time::Instant::now() + Duration::try_from(left).unwrap_or(Duration::ZERO))
+    }
+
+    pub(super) async fn expire(&mut self) -> Next {
+        let outcome = if self.row.record.pause_on_timeout {
+            tracing::info!("deadline reached: pausing");
+            self.pause().await.map(|()| Next::Continue)
+        } else {
+            tracing::info!("deadline reached: killing");
+            self.kill().await.map(|()| Next::Ended)
+        };
+        outcome.unwrap_or_else(|error| {
+            // A sandbox that cannot be saved runs on rather than being lost.
+            tracing::error!(%error, "the deadline could not be kept; trying again");
+            self.retry_expiry_at = Some(tokio::time::Instant::now() + RETRY_AUTOMATIC_PAUSE);
+            Next::Continue
+        })
+    }
+
+    #[tracing::instrument(name = "sandbox.kill", skip_all)]
+    pub(super) async fn kill(&mut self) -> Result<(), LifecycleError> {
+        let before = self.row.state;
+        self.row.state = StoredState::Killing;
+        if let Err(error) = self.node.registry.update_sandbox(&self.row, before).await {
+            self.row.state = before;
+            return Err(error.into());
+        }
+        self.publish();
+        self.discard().await;
+        Ok(())
+    }
+
+    /// Destroys machine, snapshot and row, and withdraws the sandbox.
+    pub(super) async fn discard(&mut self) {
+        match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+            Carrier::Nothing => {}
+            Carrier::Running { machine, closed, .. } => {
+                closed.cancel();
+                machine.destroy().await;
+            }
+            Carrier::Stopped { machine, saving, waiters } => {
+                saving.cancel();
+                machine.destroy().await;
+                drop(waiters);
+            }
+        }
+        self.remove_saves_under_way().await;
+        if let Some(snapshot) = self.row.snapshot_id.take() {
+            self.remove_snapshot(snapshot).await;
+        }
+        // The row goes last: a snapshot without a row is taken for one whose row was lost, and kept.
+        if let Err(error) = self.node.registry.delete_sandbox(&self.row.id).await {
+            tracing::error!(%error, "a destroyed sandbox stays in the database until the next start");
+        }
+        self.status.send_modify(|status| {
+            status.gone = true;
+            status.route = None;
+        });
+        let mut entries = self.entries.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        entries.remove(&self.row.id);
+    }
+
+    /// The machine's process is gone, and nobody here ended it; or, with `cause`, it is of no use any more.
+    pub(super) async fn machine_ended(&mut self, id: &MachineId, cause: Option<String>) -> Next {
+        if self.row.machine_id.as_ref() != Some(id) {
+            return Next::Continue;
+        }
+        let (machine, waiters) = match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+            Carrier::Nothing => return Next::Continue,
+            Carrier::Running { machine, closed, .. } => {
+                closed.cancel();
+                (machine, Vec::new())
+            }
+            Carrier::Stopped { machine, saving, waiters } => {
+                saving.cancel();
+                self.epoch += 1;
+                (machine, waiters)
+            }
+        };
+        let why = cause.unwrap_or_else(|| machine.last_words());
+        machine.destroy().await;
+        if self.row.snapshot_id.is_none() {
+            tracing::error!(%why, "the machine ended and the sandbox was never paused: it is lost");
+            self.discard().await;
+            return Next::Ended;
+        }
+        tracing::error!(%why, "the machine ended: the sandbox is back at its last durable pause");
+        let before = self.row.state;
+        self.row.state = StoredState::Paused;
+        self.row.machine_id = None;
+        self.row.record.end_at = Timestamp::now();
+        if let Err(error) = self.record(before).await {
+            tracing::error!(%error, "the end of a machine could not be recorded");
+        }
+        self.publish();
+        for waiter in waiters {
+            let what = "The sandbox's machine ended before it was saved";
+            answer(waiter, Err(LifecycleError::Failed { what, why: why.clone() }));
+        }
+        Next::Continue
+    }
+}

@@ -1,0 +1,159 @@
+//! Pausing, and what follows in the background until the pause is durable.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use torpor_machine::Machine;
+use torpor_types::SnapshotId;
+
+use super::{Actor, Carrier, Reply, Window, answer, chain};
+use crate::lifecycle::api::LifecycleError;
+use crate::lifecycle::save::{SaveError, Saving};
+use crate::registry::StoredState;
+
+// === impl Actor ===
+
+impl Actor {
+    pub(super) async fn pause_or_join(&mut self, arrived: Instant) -> Result<(), LifecycleError> {
+        if self.row.state == StoredState::Paused && Window::contains(&self.last_pause, arrived) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let outcome = self.pause().await;
+        if outcome.is_ok() {
+            self.last_pause = Some(Window::since(started));
+        }
+        outcome
+    }
+
+    /// Stops the machine, captures its state, and starts to save it. On an error the sandbox runs on.
+    #[tracing::instrument(name = "sandbox.pause", skip_all)]
+    pub(super) async fn pause(&mut self) -> Result<(), LifecycleError> {
+        let (machine, closed) = match &self.carrier {
+            Carrier::Running { machine, closed, .. } => (machine.clone(), closed.clone()),
+            Carrier::Nothing | Carrier::Stopped { .. } => {
+                return Err(LifecycleError::AlreadyPaused(self.row.id.clone()));
+            }
+        };
+        self.node.require_room(machine.private_bytes())?;
+        let before = self.row.clone();
+        self.row.state = StoredState::Pausing;
+        self.publish();
+        // Stopping can be taken back, so the intent is written while the machine stops.
+        let (recorded, captured) = tokio::join!(
+            self.node.registry.update_sandbox(&self.row, StoredState::Running),
+            machine.stop_and_capture(),
+        );
+        let state = match (recorded, captured) {
+            (Ok(_), Ok(state)) => state,
+            (recorded, captured) => {
+                let what = "The sandbox could not be paused";
+                if let Err(error) = machine.cont().await {
+                    tracing::error!(%error, "a machine that could not be paused does not run on either");
+                }
+                self.row = before;
+                self.record(StoredState::Pausing).await?;
+                recorded?;
+                return Err(LifecycleError::Failed {
+                    what,
+                    why: captured.map_or_else(|error| chain(&error), |_| String::new()),
+                });
+            }
+        };
+        closed.cancel();
+        self.row.state = StoredState::Paused;
+        self.row.record.end_at = Timestamp::now();
+        // From here on it is paused, whatever the database says of it: reconciliation comes to the same.
+        if let Err(error) = self.record(StoredState::Pausing).await {
+            tracing::error!(%error, "the pause could not be recorded");
+        }
+        let saving = self.start_saving(&machine, Some(state));
+        self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
+        self.publish();
+        Ok(())
+    }
+
+    pub(super) fn start_saving(
+        &mut self,
+        machine: &Machine,
+        state: Option<torpor_machine::DeviceState>,
+    ) -> Saving {
+        self.epoch += 1;
+        self.saves_under_way += 1;
+        Saving::start(
+            self.node.clone(),
+            self.row.clone(),
+            machine.clone(),
+            state,
+            self.epoch,
+            self.events.clone(),
+        )
+    }
+
+    pub(super) fn restart_saving(&mut self) {
+        if let Carrier::Stopped { machine, waiters, .. } =
+            std::mem::replace(&mut self.carrier, Carrier::Nothing)
+        {
+            let saving = self.start_saving(&machine, None);
+            self.carrier = Carrier::Stopped { machine, saving, waiters };
+            self.publish();
+        }
+    }
+
+    pub(super) fn answer_when_durable(&mut self, reply: Reply<()>) {
+        match &mut self.carrier {
+            Carrier::Stopped { waiters, .. } => waiters.push(reply),
+            Carrier::Nothing | Carrier::Running { .. } => answer(reply, Ok(())),
+        }
+    }
+
+    /// The save ended: make its snapshot the sandbox's, let go of the machine and of the snapshot before.
+    pub(super) async fn finish_pause(&mut self, result: Result<SnapshotId, SaveError>) {
+        let snapshot = match result {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                tracing::error!(%error, "a pause is not durable yet; its machine is kept and saving is tried again");
+                self.retry_saving(error);
+                return;
+            }
+        };
+        let previous = self.row.snapshot_id.replace(snapshot.clone());
+        let machine_id = self.row.machine_id.take();
+        if let Err(error) = self.record(StoredState::Paused).await {
+            // The machine goes on being the pause, and saving starts over.
+            tracing::error!(%error, "a durable pause could not be recorded");
+            self.remove_snapshot(snapshot).await;
+            self.row.snapshot_id = previous;
+            self.row.machine_id = machine_id;
+            self.retry_saving(SaveError::Registry(error));
+            return;
+        }
+        if let Carrier::Stopped { machine, waiters, .. } =
+            std::mem::replace(&mut self.carrier, Carrier::Nothing)
+        {
+            // Nobody waits for its memory to be freed: a resume may come at any moment.
+            tokio::spawn(async move { machine.destroy().await });
+            for waiter in waiters {
+                answer(waiter, Ok(()));
+            }
+        }
+        self.publish();
+        if let Some(previous) = previous {
+            self.remove_snapshot(previous).await;
+        }
+    }
+
+    /// Saving failed: whoever waits for durability is told, and it is tried again later.
+    pub(super) fn retry_saving(&mut self, error: SaveError) {
+        self.epoch += 1;
+        let (epoch, events) = (self.epoch, self.events.clone());
+        if let Carrier::Stopped { machine, saving, waiters } = &mut self.carrier {
+            for waiter in waiters.drain(..) {
+                let what = "The sandbox is paused but could not be saved yet";
+                answer(waiter, Err(LifecycleError::Failed { what, why: chain(&error) }));
+            }
+            self.saves_under_way += 1;
+            *saving = Saving::retry(self.node.clone(), self.row.clone(), machine.clone(), epoch, events);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Resuming, and waking the agent of a machine that was let run.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use torpor_machine::Machine;
+use torpor_types::SnapshotId;
+use tracing::Instrument;
+
+use super::{Actor, Carrier, Event, Next, Window, answer, chain};
+use crate::lifecycle::api::{Connected, LifecycleError, OnTimeout};
+use crate::lifecycle::guest::{self, InitError};
+use crate::lifecycle::{deadline, launch};
+use crate::registry::StoredState;
+
+// === impl Actor ===
+
+impl Actor {
+    /// Tells the agent of the machine that was let run who it is and what time it is; traffic waits until it knows.
+    /// The answer to create and resume does not: an agent that just woke up under emulation takes its time.
+    pub(super) fn start_waking(&mut self) {
+        self.epoch += 1;
+        let Carrier::Running { machine, .. } = &self.carrier else { return };
+        let (epoch, events, connector) = (self.epoch, self.events.clone(), machine.connector());
+        let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
+        let waking = async move {
+            let result = guest::init(&connector, &row.id, &row.record, token).await;
+            // An actor that ended wants no result.
+            let _ = events.send(Event::Awake { epoch, result });
+        };
+        tokio::spawn(waking.in_current_span());
+    }
+
+    pub(super) async fn woken(&mut self, epoch: u64, result: Result<(), InitError>) -> Next {
+        let Carrier::Running { machine, awake, .. } = &mut self.carrier else { return Next::Continue };
+        if epoch != self.epoch {
+            return Next::Continue;
+        }
+        match result {
+            Ok(()) => {
+                *awake = true;
+                self.publish();
+                Next::Continue
+            }
+            Err(error) => {
+                let id = machine.id().clone();
+                self.machine_ended(&id, Some(chain(&error))).await
+            }
+        }
+    }
+
+    pub(super) async fn resume_or_join(
+        &mut self,
+        arrived: Instant,
+        timeout_s: i64,
+        on_timeout: Option<OnTimeout>,
+        must_be_paused: bool,
+    ) -> Result<Connected, LifecycleError> {
+        if self.row.state == StoredState::Running {
+            let joined = Window::contains(&self.last_resume, arrived);
+            if must_be_paused && !joined {
+                return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
+            }
+            let max = self.node.max_timeout_s;
+            let end_at = deadline::extend(&self.row.record, Timestamp::now(), timeout_s, max);
+            self.move_deadline(end_at).await?;
+            return Ok(if joined { Connected::Resumed } else { Connected::AlreadyRunning });
+        }
+        let started = Instant::now();
+        self.resume(timeout_s, on_timeout).await?;
+        self.last_resume = Some(Window::since(started));
+        Ok(Connected::Resumed)
+    }
+
+    /// Makes the paused sandbox run: in its stopped machine while that is kept, else in a new one from its snapshot.
+    #[tracing::instrument(name = "sandbox.resume", skip_all)]
+    pub(super) async fn resume(
+        &mut self,
+        timeout_s: i64,
+        on_timeout: Option<OnTimeout>,
+    ) -> Result<(), LifecycleError> {
+        let mut running = self.row.clone();
+        running.state = StoredState::Running;
+        if let Some(on_timeout) = on_timeout {
+            running.record.pause_on_timeout = on_timeout == OnTimeout::Pause;
+        }
+        let machine = match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+            Carrier::Stopped { machine, saving, waiters } => {
+                saving.cancel();
+                self.epoch += 1;
+                for waiter in waiters {
+                    answer(waiter, Err(LifecycleError::InTransition(self.row.id.clone())));
+                }
+                match machine.cont().await {
+                    Ok(()) => machine,
+                    Err(error) => {
+                        // It may have run for a moment; the save captures it anew.
+                        let saving = self.start_saving(&machine, None);
+                        self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
+                        let what = "The sandbox could not be resumed";
+                        return Err(LifecycleError::Failed { what, why: chain(&error) });
+                    }
+                }
+            }
+            Carrier::Nothing => {
+                let Some(snapshot) = self.row.snapshot_id.clone() else {
+                    return Err(LifecycleError::Failed {
+                        what: "The sandbox could not be resumed",
+                        why: "it has no snapshot".to_owned(),
+                    });
+                };
+                self.resume_from(&snapshot).await?
+            }
+            running @ Carrier::Running { .. } => {
+                self.carrier = running;
+                return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
+            }
+        };
+        let before = self.row.state;
+        running.machine_id = Some(machine.id().clone());
+        running.record.started_at = Timestamp::now();
+        running.record.end_at = deadline::after(running.record.started_at, timeout_s);
+        self.row = running;
+        self.carrier = Carrier::running(machine);
+        self.start_waking();
+        // It runs: a database that cannot say so now is brought in line by reconciliation.
+        if let Err(error) = self.record(before).await {
+            tracing::error!(%error, "the resume could not be recorded");
+        }
+        self.publish();
+        Ok(())
+    }
+
+    pub(super) async fn resume_from(&mut self, snapshot: &SnapshotId) -> Result<Machine, LifecycleError> {
+        self.node.require_room(0)?;
+        self.row.state = StoredState::Resuming;
+        self.publish();
+        let (recorded, launched) = tokio::join!(
+            self.node.registry.update_sandbox(&self.row, StoredState::Paused),
+            launch::launch(&self.node, &self.row, snapshot),
+        );
+        match (recorded, launched) {
+            (Ok(_), Ok(machine)) => {
+                self.watch_exit(&machine);
+                Ok(machine)
+            }
+            (recorded, launched) => {
+                if let Ok(machine) = launched.as_ref() {
+                    machine.destroy().await;
+                }
+                self.row.state = StoredState::Paused;
+                if let Err(error) = self.record(StoredState::Resuming).await {
+                    tracing::error!(%error, "a failed resume could not be recorded");
+                }
+                self.publish();
+                recorded?;
+                Err(launched.err().map_or(LifecycleError::ShuttingDown, LifecycleError::from))
+            }
+        }
+    }
+}
