@@ -1,9 +1,13 @@
 """The server dies; the sandboxes do not."""
 
+import os
+import re
+
 import pytest
 from e2b import Sandbox, SandboxState
 
-from support import listed, port, read_counter, start_counter, wait_for
+from server import torpor
+from support import api, listed, port, read_counter, start_counter, wait_for
 
 pytestmark = pytest.mark.owns_server
 
@@ -87,3 +91,49 @@ def test_killing_the_server_again_and_again_loses_nothing(server, sandboxes):
         server.start()
         sandbox = Sandbox.connect(sandbox.sandbox_id, timeout=300)
         assert sandbox.files.read("log") == "".join(f"{n}\n" for n in range(number + 1))
+
+
+def test_a_full_vault_refuses_what_it_cannot_keep_and_names_the_missing_bytes(server, sandboxes):
+    vault = server.data / "vault"
+    if not vault.is_mount():
+        pytest.skip("the vault is no file system of its own: filling it would fill the host's")
+    sandbox = sandboxes()
+    before = listed()
+    ballast = vault / "ballast"
+    free = os.statvfs(vault)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - (512 << 20))
+    try:
+        refusals = [
+            api("POST", "/sandboxes", {"templateID": "base", "timeout": 60}),
+            api("POST", f"/sandboxes/{sandbox.sandbox_id}/pause"),
+        ]
+        assert listed() == before
+        assert sandbox.commands.run("echo still here").stdout == "still here\n"
+    finally:
+        ballast.unlink()
+    for refusal in refusals:
+        assert refusal.status == 507
+        missing = re.search(r"(\d+) bytes are missing", refusal.json()["message"])
+        assert missing and int(missing[1]) > 0, refusal.json()
+    assert sandbox.pause() is True
+
+
+def test_a_lost_database_loses_no_paused_sandbox(server, sandboxes):
+    sandbox = sandboxes(metadata={"kept": "yes"})
+    counter = start_counter(sandbox)
+    assert api("POST", f"/sandboxes/{sandbox.sandbox_id}/pause", {"waitDurable": True}).status == 204
+    server.stop()
+    for file in server.data.glob("torpor.db*"):
+        file.unlink()
+
+    # Makes the templates in the vault known again. The keys are gone for good: only their hashes were anywhere.
+    assert torpor("setup", "--data-dir", str(server.data), "--yes").returncode == 0
+    server.api_key = ""
+    server.start()
+    os.environ.update(server.environment())
+
+    assert listed()[sandbox.sandbox_id] == SandboxState.PAUSED
+    same = Sandbox.connect(sandbox.sandbox_id, timeout=300)
+    assert same.get_info().metadata == {"kept": "yes"}
+    assert wait_for(lambda: read_counter(sandbox.sandbox_id), "the counter")["pid"] == counter["pid"]

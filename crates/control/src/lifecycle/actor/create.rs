@@ -11,6 +11,9 @@ use crate::lifecycle::node::Node;
 use crate::lifecycle::{Entries, Status, deadline, launch};
 use crate::registry::{SandboxRecord, SandboxRow, StoredState};
 
+/// Bytes the vault must have for a new sandbox: its clones take nothing, what it writes first does.
+const ROOM_BYTES: u64 = 64 << 20;
+
 /// Makes a new sandbox, from the request to a running machine with an actor of its own.
 pub(in crate::lifecycle) async fn create(
     node: &Arc<Node>,
@@ -20,7 +23,7 @@ pub(in crate::lifecycle) async fn create(
 ) -> Result<Status, LifecycleError> {
     deadline::check_timeout(request.timeout_s, node.max_timeout_s)?;
     let template = node.template(&request.template).await?;
-    node.require_room(0)?;
+    node.require_room(ROOM_BYTES)?;
     let now = Timestamp::now();
     let row = SandboxRow {
         id: SandboxId::random(),

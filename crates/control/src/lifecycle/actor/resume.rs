@@ -132,7 +132,6 @@ impl Actor {
     }
 
     pub(super) async fn resume_from(&mut self, snapshot: &SnapshotId) -> Result<Machine, LifecycleError> {
-        self.node.require_room(0)?;
         self.row.state = StoredState::Resuming;
         self.publish();
         let (recorded, launched) = tokio::join!(
