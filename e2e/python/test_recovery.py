@@ -114,8 +114,8 @@ def test_a_full_vault_refuses_what_it_cannot_keep_and_names_the_missing_bytes(se
         ballast.unlink()
     for refusal in refusals:
         assert refusal.status == 507
-        missing = re.search(r"(\d+) bytes are missing", refusal.json()["message"])
-        assert missing and int(missing[1]) > 0, refusal.json()
+        missing = re.search(r"(\d+) bytes are missing", refusal.json["message"])
+        assert missing and int(missing[1]) > 0, refusal.json
     assert sandbox.pause() is True
 
 
