@@ -5,7 +5,9 @@
 //! a *template* is a named starting point whose builds are snapshots.
 
 mod id;
+mod network;
 mod shape;
 
 pub use id::{MachineId, ParseIdError, SandboxId, SnapshotId, TeamId, TemplateId};
+pub use network::{Egress, EgressProxy, HeaderRule, Ingress, NetworkConfig};
 pub use shape::{Accelerator, GUEST_PAGE_BYTES, MIB, Shape};

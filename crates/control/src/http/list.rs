@@ -251,6 +251,7 @@ mod tests {
             on_timeout: OnTimeout::Kill,
             auto_resume: false,
             allow_internet: true,
+            network: Default::default(),
             durable: true,
         }
     }

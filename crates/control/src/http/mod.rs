@@ -6,6 +6,7 @@
 mod error;
 mod extract;
 mod list;
+mod network;
 mod resolve;
 mod sandboxes;
 mod state;

@@ -68,6 +68,7 @@ impl Lifecycle for Pretended {
             on_timeout: asked.on_timeout,
             auto_resume: asked.auto_resume,
             allow_internet: asked.allow_internet,
+            network: asked.network,
             durable: true,
         };
         start(&mut view, asked.timeout_s);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::network::Network;
 use crate::lifecycle::{CreateSandbox, OnTimeout, SandboxView, VisibleState};
 use crate::registry::TemplateRow;
 
@@ -28,7 +29,7 @@ pub(super) struct NewSandbox {
     pub(super) allow_internet_access: Option<bool>,
     pub(super) metadata: Option<BTreeMap<String, String>>,
     pub(super) env_vars: Option<BTreeMap<String, String>>,
-    pub(super) network: Option<Value>,
+    pub(super) network: Option<Network>,
     pub(super) mcp: Option<Value>,
     pub(super) iam: Option<Value>,
     pub(super) volume_mounts: Option<Value>,
@@ -192,9 +193,7 @@ impl NewSandbox {
                 "autoPauseMemory=false: pausing without memory is not supported yet; leave it out to keep memory",
             ));
         }
-        if let Some(network) = &self.network {
-            refuse_network_rules(network)?;
-        }
+        let network = self.network.unwrap_or_default().into_config()?;
         for (name, value) in [("mcp", &self.mcp), ("iam", &self.iam), ("volumeMounts", &self.volume_mounts)] {
             if value.as_ref().is_some_and(|value| !is_nothing(value)) {
                 return Err(ApiError::bad_request(format!("{name} is not supported by this server yet")));
@@ -220,6 +219,7 @@ impl NewSandbox {
             auto_resume,
             secure: version == CreateVersion::V2 || self.secure.unwrap_or(false),
             allow_internet: self.allow_internet_access.unwrap_or(true),
+            network,
             metadata: self.metadata.unwrap_or_default(),
             env_vars,
         })
@@ -231,26 +231,13 @@ pub(super) fn on_timeout(auto_pause: bool) -> OnTimeout {
     if auto_pause { OnTimeout::Pause } else { OnTimeout::Kill }
 }
 
-fn is_nothing(value: &Value) -> bool {
+pub(super) fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.values().all(is_nothing),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
-}
-
-fn refuse_network_rules(network: &Value) -> Result<(), ApiError> {
-    let Value::Object(fields) = network else {
-        return Err(ApiError::bad_request("Invalid request body, field 'network': it must be an object"));
-    };
-    for (name, value) in fields {
-        let says_nothing = is_nothing(value) || (name == "allowPublicTraffic" && value == &Value::Bool(true));
-        if !says_nothing {
-            return Err(ApiError::bad_request(format!("network.{name} is not supported by this server yet")));
-        }
-    }
-    Ok(())
 }
 
 // === impl Sandbox ===
@@ -376,7 +363,6 @@ mod tests {
             json!({"templateID":"base","autoPause":true,"autoPauseMemory":false}),
             json!({"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}),
             json!({"templateID":"base","network":{"allowPublicTraffic":false}}),
-            json!({"templateID":"base","network":7}),
             json!({"templateID":"base","mcp":{"x":{"y":1}}}),
             json!({"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}),
             json!({"templateID":"base","envVars":{"A=B":"c"}}),

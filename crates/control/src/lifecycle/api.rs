@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use torpor_types::{SandboxId, Shape, TemplateId};
+use torpor_types::{NetworkConfig, SandboxId, Shape, TemplateId};
 
 /// Seconds a sandbox lives when its creator (or whoever resumes it) does not say.
 pub const DEFAULT_TIMEOUT_S: i64 = 300;
@@ -35,6 +35,8 @@ pub struct CreateSandbox {
     pub secure: bool,
     /// Whether the sandbox reaches the internet (where the host has it).
     pub allow_internet: bool,
+    /// What traffic it receives and sends.
+    pub network: NetworkConfig,
     /// Free text by which clients find their sandboxes again.
     pub metadata: BTreeMap<String, String>,
     /// Environment variables of every process started in the sandbox.
@@ -89,6 +91,8 @@ pub struct SandboxView {
     pub auto_resume: bool,
     /// Whether it reaches the internet.
     pub allow_internet: bool,
+    /// What traffic it receives and sends.
+    pub network: NetworkConfig,
     /// While paused: whether the pause would survive a power cut by now. While running: true.
     pub durable: bool,
 }

@@ -60,7 +60,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use torpor_types::{Shape, TemplateId};
+    use torpor_types::{NetworkConfig, Shape, TemplateId};
 
     use super::*;
 
@@ -78,6 +78,7 @@ mod tests {
             auto_resume: false,
             secure: true,
             allow_internet: true,
+            network: NetworkConfig::default(),
             metadata: BTreeMap::new(),
             env_vars: BTreeMap::new(),
         }

@@ -322,6 +322,7 @@ impl Status {
             on_timeout: if record.pause_on_timeout { OnTimeout::Pause } else { OnTimeout::Kill },
             auto_resume: record.auto_resume,
             allow_internet: record.allow_internet,
+            network: record.network.clone(),
             durable: self.durable,
         }
     }

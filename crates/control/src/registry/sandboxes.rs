@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use torpor_types::{MachineId, SandboxId, Shape, SnapshotId, TeamId, TemplateId};
+use torpor_types::{MachineId, NetworkConfig, SandboxId, Shape, SnapshotId, TeamId, TemplateId};
 
 use super::keys::parse;
 use super::{Registry, RegistryError};
@@ -63,6 +63,9 @@ pub struct SandboxRecord {
     pub secure: bool,
     /// Whether it reaches the internet.
     pub allow_internet: bool,
+    /// What traffic it receives and sends.
+    #[serde(default)]
+    pub network: NetworkConfig,
     /// Free text of its creator.
     pub metadata: BTreeMap<String, String>,
     /// Environment variables given at creation.

@@ -42,6 +42,7 @@ pub(in crate::lifecycle) async fn create(
             auto_resume: request.auto_resume,
             secure: request.secure,
             allow_internet: request.allow_internet,
+            network: request.network,
             metadata: request.metadata,
             env_vars: request.env_vars,
         },
