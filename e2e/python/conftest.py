@@ -35,17 +35,21 @@ def _needs_own_server(request, server):
 
 @pytest.fixture
 def sandboxes():
-    """Makes sandboxes and kills them when the test is over, whatever state they are in by then."""
+    """Makes sandboxes and kills them when the test is over, whatever state they are in by then; `own` adds one that
+    was made otherwise."""
     from e2b import Sandbox
 
     made = []
 
-    def make(**options):
-        options.setdefault("timeout", 600)
-        sandbox = Sandbox.create(**options)
+    def own(sandbox):
         made.append(sandbox.sandbox_id)
         return sandbox
 
+    def make(**options):
+        options.setdefault("timeout", 600)
+        return own(Sandbox.create(**options))
+
+    make.own = own
     yield make
     for sandbox_id in made:
         Sandbox.kill(sandbox_id)

@@ -83,13 +83,13 @@ fn default_user(found: Result<User, UserError>) -> Result<User, UserError> {
     }
 }
 
-/// Paths whose handlers have other means: `/health` tells nothing, `/files` checks signatures, `/init` looks at
-/// where the request comes from.
+/// Paths whose handlers have other means: `/health` tells nothing, `/files` checks signatures, `/init`,
+/// `/freeze` and `/unfreeze` look at where the request comes from.
 fn is_exempt(method: &Method, path: &str) -> bool {
     match path {
         "/health" => method == Method::GET || method == Method::HEAD,
         "/files" => method == Method::GET || method == Method::HEAD || method == Method::POST,
-        "/init" => method == Method::POST,
+        "/init" | "/freeze" | "/unfreeze" => method == Method::POST,
         _ => method == Method::OPTIONS,
     }
 }

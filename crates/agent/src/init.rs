@@ -22,7 +22,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::sync::Mutex;
 use torpor_envd_api::http::InitRequest;
 
-use crate::{error::HttpError, process::Processes, server::Shared};
+use crate::{error::HttpError, freeze, process::Processes, server::Shared, state::AgentState};
 
 /// The host, as the guest sees it: the other end of its one network link.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 11, 0, 1);
@@ -48,9 +48,7 @@ pub async fn post(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     body: Bytes,
 ) -> Result<StatusCode, HttpError> {
-    if !init.state.options().init_from_anywhere && peer.ip() != IpAddr::V4(HOST_ADDRESS) {
-        return Err(HttpError::new(StatusCode::FORBIDDEN, "/init is reserved for the host of the sandbox"));
-    }
+    only_host(&init.state, peer)?;
     let request: InitRequest = match body.is_empty() {
         true => InitRequest::default(),
         false => serde_json::from_slice(&body)
@@ -58,12 +56,22 @@ pub async fn post(
     };
     let _turn = init.one_at_a_time.lock().await;
     if init.state.options().owns_machine {
+        // A pause without memory that did not come about leaves it frozen.
+        freeze::thaw()?;
         apply_to_machine(&request)?;
     }
     if init.state.apply(&request) {
         init.processes.resumed();
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Refuses everybody but the host.
+pub fn only_host(state: &AgentState, peer: SocketAddr) -> Result<(), HttpError> {
+    if state.options().init_from_anywhere || peer.ip() == IpAddr::V4(HOST_ADDRESS) {
+        return Ok(());
+    }
+    Err(HttpError::new(StatusCode::FORBIDDEN, "this is reserved for the host of the sandbox"))
 }
 
 // === impl Init ===

@@ -22,6 +22,7 @@ pub mod auth;
 pub mod boot;
 pub mod error;
 pub mod files;
+pub mod freeze;
 pub mod init;
 pub mod metrics;
 pub mod paths;

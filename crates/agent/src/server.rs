@@ -19,7 +19,7 @@ use torpor_envd_api::{
 };
 use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer};
 
-use crate::{auth, files, init, metrics, process, state::AgentState};
+use crate::{auth, files, freeze, init, metrics, process, state::AgentState};
 
 /// The shared state, as handlers take it.
 pub type Shared = Arc<AgentState>;
@@ -61,6 +61,8 @@ pub fn router(state: Shared, processes: Arc<process::Processes>) -> Router {
                 .route("/init", post(init::post))
                 .with_state(init::Init::new(state.clone(), processes)),
         )
+        .route("/freeze", post(freeze::freeze_handler).with_state(state.clone()))
+        .route("/unfreeze", post(freeze::unfreeze_handler).with_state(state.clone()))
         .merge(files::http_routes(state.clone()))
         .fallback_service(connect)
         .layer(middleware::from_fn(no_zero_timeout))

@@ -6,6 +6,7 @@
 //! | `GET /metrics` | | [`Metrics`] |
 //! | `GET /envs` | | object of names and values |
 //! | `POST /init` | [`InitRequest`] | 204 |
+//! | `POST /freeze`, `POST /unfreeze` | | 204; for the host alone, as is `/init` |
 //! | `GET /files` | query, see [`FilesQuery`] | the file |
 //! | `POST /files` | multipart or raw body, [`FilesQuery`] | [`WrittenFile`] list |
 //! | `POST /files/compose` | [`ComposeRequest`] | [`WrittenFile`] |

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use torpor_types::Accelerator;
 
 use crate::error::BootError;
 
@@ -20,6 +21,17 @@ pub struct BootSource {
     /// The disk, on the same file system as the working disks, not larger than the machine's; the machine works on a
     /// clone of it.
     pub disk: File,
+}
+
+/// What a guest's kernel is told, beside what the machine itself needs.
+///
+/// Watchdogs count time that passed while the machine did not run. Huge pages would dirty 2 MiB for a process that needs 4 KiB,
+/// and everything dirtied is saved. Under emulation there is no speculation to guard against, and the guards cost a lot.
+pub fn guest_command_line(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "nowatchdog transparent_hugepage=madvise",
+        Accelerator::Tcg => "nowatchdog transparent_hugepage=madvise mitigations=off",
+    }
 }
 
 /// The content of a file in memory, which a process of any user can open by its descriptor.

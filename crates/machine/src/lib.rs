@@ -49,7 +49,7 @@ mod save;
 mod uids;
 pub mod vmm;
 
-pub use boot::BootSource;
+pub use boot::{BootSource, guest_command_line};
 pub use error::{
     AdoptError, BootError, CaptureError, ClaimError, ContError, LoadError, SaveError, StartError,
 };

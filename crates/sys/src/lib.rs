@@ -1,6 +1,7 @@
 //! Safe wrappers over the Linux calls that need unsafe code.
 
 pub mod entropy;
+pub mod freeze;
 pub mod interface;
 pub mod netns;
 pub mod spawn;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use torpor_envd_api::http::InitRequest;
 use torpor_machine::{BootSource, HostFacts, Machine, Machines};
-use torpor_types::{Accelerator, MIB, SnapshotId};
+use torpor_types::{MIB, SnapshotId};
 use torpor_vault::{Kind, MachineFacts, ManifestDraft, Snapshot, Staging, Vault};
 
 use crate::guest::{Guest, GuestError};
@@ -140,7 +140,7 @@ impl Builder {
         let source = BootSource {
             kernel: rootfs.kernel(),
             initramfs,
-            cmdline: kernel_command_line(accelerator).to_owned(),
+            cmdline: torpor_machine::guest_command_line(accelerator).to_owned(),
             disk,
         };
         let machine =
@@ -249,17 +249,6 @@ async fn wait_for_agent(guest: &Guest, machine: &Machine) -> Result<(), BuildErr
     match waited {
         true => Ok(()),
         false => Err(BuildError::NoAgent { last, console: machine.console() }),
-    }
-}
-
-/// What the kernel is told, beside what the machine itself needs.
-///
-/// Watchdogs count time that passed while the machine did not run. Huge pages would dirty 2 MiB for a process that needs 4 KiB,
-/// and everything dirtied is saved. Under emulation there is no speculation to guard against, and the guards cost a lot.
-fn kernel_command_line(accelerator: Accelerator) -> &'static str {
-    match accelerator {
-        Accelerator::Kvm => "nowatchdog transparent_hugepage=madvise",
-        Accelerator::Tcg => "nowatchdog transparent_hugepage=madvise mitigations=off",
     }
 }
 

@@ -19,6 +19,7 @@ mod guest;
 pub mod image;
 pub mod initramfs;
 pub mod kernel;
+pub mod kernels;
 pub mod mirror;
 mod mmdebstrap;
 pub mod progress;

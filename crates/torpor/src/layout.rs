@@ -57,6 +57,11 @@ impl DataDir {
         self.root.join("vault")
     }
 
+    /// Kernels that sandboxes without memory boot with.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
+    }
+
     /// Scratch space of template builds.
     pub(crate) fn templates(&self) -> PathBuf {
         self.root.join("templates")

@@ -24,7 +24,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use client::{Endpoint, KeyCommand, SandboxCommand, TemplateCommand};
+use client::{Endpoint, KeyCommand, SandboxCommand, SnapshotCommand, TemplateCommand};
 use layout::DataDir;
 use settings::{DataDirOption, Settings};
 
@@ -72,6 +72,7 @@ enum Command {
     /// Create, list, enter, pause, resume and destroy sandboxes
     Sandbox(SandboxCommand),
     /// List templates
+    Snapshot(SnapshotCommand),
     Template(TemplateCommand),
     /// Create, list and revoke API keys
     Key(KeyCommand),
@@ -123,6 +124,7 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         }
         Command::Doctor { options, settings } => return Ok(doctor::run(path, &options, &settings).await),
         Command::Sandbox(command) => return Ok(command.run(path).await?),
+        Command::Snapshot(command) => command.run(path).await?,
         Command::Template(command) => command.run(path).await?,
         Command::Key(command) => command.run(path).await?,
         Command::Bench { endpoint, json, command } => {

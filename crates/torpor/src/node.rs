@@ -80,6 +80,9 @@ impl Node {
         let extract = |cause| NodeError::Extract { path: data_dir.lib(), cause };
         let embedded = embedded::extract(&data_dir.lib()).map_err(extract)?;
         embedded::remove_others(&data_dir.lib()).map_err(extract)?;
+        let kernels = data_dir.kernels();
+        let extract = |cause| NodeError::Extract { path: kernels.clone(), cause };
+        torpor_template::kernels::refresh(&kernels, embedded::AGENT).map_err(extract)?;
         let network = Network::start(network_options(data_dir, settings)?).await?;
         let machines = Machines::start(MachineOptions {
             qemu: settings.qemu.clone(),

@@ -75,6 +75,7 @@ pub(crate) async fn serve(
         machines: node.machines.clone(),
         max_timeout_s: settings.max_timeout_s(),
         warm_machines: settings.warm_machines(),
+        kernels_dir: data_dir.kernels(),
     })
     .await?;
     tracing::info!(?reconciled, %accelerator, "sandboxes taken over");

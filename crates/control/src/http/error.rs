@@ -18,10 +18,11 @@ pub struct ApiError {
     error_code: Option<&'static str>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// What is answered in its place.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Body {
     code: u16,
-    message: &'a str,
+    message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_code: Option<&'static str>,
 }
@@ -37,6 +38,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// The answer's body, also where it stands inside another.
+    pub(super) fn into_body(self) -> Body {
+        Body { code: self.status.as_u16(), message: self.message, error_code: self.error_code }
+    }
+
     pub(super) fn with_code(mut self, error_code: &'static str) -> Self {
         self.error_code = Some(error_code);
         self
@@ -50,8 +56,7 @@ impl IntoResponse for ApiError {
         } else {
             tracing::debug!(status = self.status.as_u16(), message = %self.message, "request refused");
         }
-        let body = Body { code: self.status.as_u16(), message: &self.message, error_code: self.error_code };
-        (self.status, Json(body)).into_response()
+        (self.status, Json(self.into_body())).into_response()
     }
 }
 
@@ -61,7 +66,10 @@ impl From<LifecycleError> for ApiError {
         let (status, error_code) = match &error {
             // A paused sandbox has no deadline, so that "set its timeout" finds nothing: clients expect 404.
             E::NotFound(_) | E::Paused(_) | E::TemplateNotFound { .. } => (StatusCode::NOT_FOUND, None),
-            E::AlreadyPaused(_) | E::AlreadyRunning(_) | E::InTransition(_) => (StatusCode::CONFLICT, None),
+            E::AlreadyPaused(_) | E::AlreadyRunning(_) | E::NotRunning(_) | E::InTransition(_) => {
+                (StatusCode::CONFLICT, None)
+            }
+            E::InvalidName { .. } | E::SnapshotInUse { .. } => (StatusCode::BAD_REQUEST, None),
             E::TimeoutNotPositive | E::TimeoutTooLong { .. } => (StatusCode::BAD_REQUEST, None),
             // Not 503: SDKs would repeat the request, and room does not appear by waiting.
             E::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, Some("sandbox_capacity_unavailable")),
@@ -93,6 +101,9 @@ mod tests {
             LifecycleError::AlreadyPaused(id()),
             LifecycleError::AlreadyRunning(id()),
             LifecycleError::InTransition(id()),
+            LifecycleError::NotRunning(id()),
+            LifecycleError::InvalidName { name: "A".into(), why: "a name has …".into() },
+            LifecycleError::SnapshotInUse { asked: "default/a:default".into(), sandboxes: vec![id()] },
             LifecycleError::TemplateNotFound { asked: "bse".into(), known: vec!["base".into()] },
             LifecycleError::TemplateNotFound { asked: "base".into(), known: vec![] },
             LifecycleError::TimeoutNotPositive,
@@ -101,11 +112,7 @@ mod tests {
             LifecycleError::Failed { what: "the pause failed", why: "no reply".into() },
             LifecycleError::ShuttingDown,
         ];
-        let lines = errors.map(|error| {
-            let ApiError { status, message, error_code } = error.into();
-            let body = Body { code: status.as_u16(), message: &message, error_code };
-            serde_json::to_string(&body).unwrap()
-        });
+        let lines = errors.map(|error| serde_json::to_string(&ApiError::from(error).into_body()).unwrap());
         insta::assert_snapshot!(lines.join("\n"));
     }
 }

@@ -60,7 +60,7 @@ impl FromRequestParts<Arc<ApiState>> for Team {
 // === impl SandboxPath ===
 
 impl SandboxPath {
-    fn parse(text: &str) -> Result<Self, ApiError> {
+    pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
         let (id, client) = text.split_once('-').unwrap_or((text, "0"));
         let is_client = !client.is_empty() && client.bytes().all(|b| b.is_ascii_alphanumeric());
         match id.parse() {

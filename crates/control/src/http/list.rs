@@ -249,6 +249,7 @@ mod tests {
             access_token: None,
             metadata: BTreeMap::from([("number".to_owned(), number.to_string())]),
             on_timeout: OnTimeout::Kill,
+            filesystem_only: false,
             auto_resume: false,
             allow_internet: true,
             network: Default::default(),

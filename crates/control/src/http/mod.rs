@@ -9,6 +9,7 @@ mod list;
 mod network;
 mod resolve;
 mod sandboxes;
+mod snapshots;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,10 @@ fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions
         .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect_v2))
         .route("/sandboxes/{id}/timeout", post(sandboxes::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(sandboxes::refresh))
+        .route("/sandboxes/{id}/snapshots", post(snapshots::take))
+        .route("/sandboxes/{id}/fork", post(snapshots::fork))
+        .route("/snapshots", get(snapshots::list))
+        .route("/templates/{id}", axum::routing::delete(snapshots::delete))
         .route("/templates", get(templates))
         .route("/v2/templates", get(templates))
         .fallback(not_found)

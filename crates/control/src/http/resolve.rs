@@ -56,9 +56,11 @@ impl Resolve for Routes {
 fn refusal(error: LifecycleError) -> Refusal {
     use LifecycleError as E;
     match error {
-        E::NotFound(_) | E::Paused(_) | E::AlreadyPaused(_) => Refusal::NotFound,
+        E::NotFound(_) | E::Paused(_) | E::AlreadyPaused(_) | E::NotRunning(_) => Refusal::NotFound,
         E::InTransition(_) | E::AlreadyRunning(_) => Refusal::Transitioning,
         E::TemplateNotFound { .. }
+        | E::InvalidName { .. }
+        | E::SnapshotInUse { .. }
         | E::TimeoutNotPositive
         | E::TimeoutTooLong { .. }
         | E::NoRoom { .. }

@@ -109,12 +109,8 @@ pub(super) async fn pause(
     SandboxPath(id): SandboxPath,
     JsonBody(body): JsonBody<PauseRequest>,
 ) -> Result<StatusCode, ApiError> {
-    if body.memory == Some(false) {
-        return Err(ApiError::bad_request(
-            "memory=false: pausing without memory is not supported yet; leave it out to keep memory",
-        ));
-    }
-    state.sandboxes.pause(&team, &id, body.wait_durable.unwrap_or(false)).await?;
+    let (keep_memory, wait_durable) = (body.memory.unwrap_or(true), body.wait_durable.unwrap_or(false));
+    state.sandboxes.pause(&team, &id, keep_memory, wait_durable).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -208,7 +204,7 @@ pub(super) async fn logs(
 fn refuse_cold_boot(body: &ResumeRequest) -> Result<(), ApiError> {
     match body.memory {
         Some(false) => Err(ApiError::bad_request(
-            "memory=false: starting a paused sandbox without its memory is not supported yet; leave it out",
+            "memory=false: a sandbox that was paused with its memory is not started without it on this server; leave it out",
         )
         .with_code("sandbox_memory_override_disabled")),
         Some(true) | None => Ok(()),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use torpor_types::{SandboxId, TeamId};
 
-use crate::lifecycle::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes};
+use crate::lifecycle::{
+    Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes, SnapshotView,
+};
 use crate::registry::Registry;
 
 /// How the API presents itself.
@@ -30,7 +32,13 @@ pub(super) trait Lifecycle: Send + Sync {
     async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError>;
     async fn list(&self, team: &TeamId) -> Vec<SandboxView>;
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError>;
-    async fn pause(&self, team: &TeamId, id: &SandboxId, wait_durable: bool) -> Result<(), LifecycleError>;
+    async fn pause(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        keep_memory: bool,
+        wait_durable: bool,
+    ) -> Result<(), LifecycleError>;
     async fn resume(
         &self,
         team: &TeamId,
@@ -47,6 +55,27 @@ pub(super) trait Lifecycle: Send + Sync {
     async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError>;
     async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError>;
     async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError>;
+    async fn snapshot(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        name: Option<&str>,
+        keep_memory: bool,
+    ) -> Result<SnapshotView, LifecycleError>;
+    async fn snapshots(
+        &self,
+        team: &TeamId,
+        source: Option<&SandboxId>,
+        name: Option<&str>,
+    ) -> Result<Vec<SnapshotView>, LifecycleError>;
+    async fn delete_snapshot(&self, team: &TeamId, asked: &str) -> Result<(), LifecycleError>;
+    async fn fork(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        count: usize,
+    ) -> Result<Vec<Result<SandboxView, LifecycleError>>, LifecycleError>;
     async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError>;
 }
 
@@ -66,8 +95,47 @@ impl Lifecycle for Sandboxes {
         Sandboxes::get(self, team, id).await
     }
 
-    async fn pause(&self, team: &TeamId, id: &SandboxId, wait_durable: bool) -> Result<(), LifecycleError> {
-        Sandboxes::pause(self, team, id, wait_durable).await
+    async fn pause(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        keep_memory: bool,
+        wait_durable: bool,
+    ) -> Result<(), LifecycleError> {
+        Sandboxes::pause(self, team, id, keep_memory, wait_durable).await
+    }
+
+    async fn snapshot(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        name: Option<&str>,
+        keep_memory: bool,
+    ) -> Result<SnapshotView, LifecycleError> {
+        Sandboxes::snapshot(self, team, id, name, keep_memory).await
+    }
+
+    async fn snapshots(
+        &self,
+        team: &TeamId,
+        source: Option<&SandboxId>,
+        name: Option<&str>,
+    ) -> Result<Vec<SnapshotView>, LifecycleError> {
+        Sandboxes::snapshots(self, team, source, name).await
+    }
+
+    async fn delete_snapshot(&self, team: &TeamId, asked: &str) -> Result<(), LifecycleError> {
+        Sandboxes::delete_snapshot(self, team, asked).await
+    }
+
+    async fn fork(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        count: usize,
+    ) -> Result<Vec<Result<SandboxView, LifecycleError>>, LifecycleError> {
+        Sandboxes::fork(self, team, id, timeout_s, count).await
     }
 
     async fn resume(

@@ -15,13 +15,16 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::keys;
-use crate::lifecycle::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, VisibleState};
+use crate::lifecycle::{
+    Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, SnapshotView, VisibleState,
+};
 use crate::registry::TemplateRow;
 
 /// Sandboxes without machines: the states and errors the lifecycle promises, and nothing behind them.
 #[derive(Default)]
 struct Pretended {
     views: Mutex<BTreeMap<SandboxId, (TeamId, SandboxView)>>,
+    snapshots: Mutex<Vec<SnapshotView>>,
 }
 
 impl Pretended {
@@ -66,6 +69,7 @@ impl Lifecycle for Pretended {
             access_token: asked.secure.then(|| "token".to_owned()),
             metadata: asked.metadata,
             on_timeout: asked.on_timeout,
+            filesystem_only: false,
             auto_resume: asked.auto_resume,
             allow_internet: asked.allow_internet,
             network: asked.network,
@@ -85,11 +89,18 @@ impl Lifecycle for Pretended {
         self.with(team, id, |view| Ok(view.clone()))
     }
 
-    async fn pause(&self, team: &TeamId, id: &SandboxId, _: bool) -> Result<(), LifecycleError> {
+    async fn pause(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        keep_memory: bool,
+        _: bool,
+    ) -> Result<(), LifecycleError> {
         self.with(team, id, |view| match view.state {
             VisibleState::Paused => Err(LifecycleError::AlreadyPaused(id.clone())),
             VisibleState::Running => {
                 view.state = VisibleState::Paused;
+                view.filesystem_only = !keep_memory;
                 view.end_at = Timestamp::now();
                 Ok(())
             }
@@ -146,6 +157,62 @@ impl Lifecycle for Pretended {
         self.with(team, id, |_| Ok(()))?;
         self.views.lock().unwrap().remove(id);
         Ok(())
+    }
+
+    async fn snapshot(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        name: Option<&str>,
+        _: bool,
+    ) -> Result<SnapshotView, LifecycleError> {
+        self.with(team, id, |view| match view.state {
+            VisibleState::Paused => Err(LifecycleError::Paused(id.clone())),
+            VisibleState::Running => Ok(()),
+        })?;
+        let id = name.map_or("tnone:default".to_owned(), |name| format!("default/{name}:default"));
+        let names = name.iter().map(|_| id.clone()).collect();
+        let taken = SnapshotView { id, names, created_at: Timestamp::now() };
+        self.snapshots.lock().unwrap().insert(0, taken.clone());
+        Ok(taken)
+    }
+
+    async fn snapshots(
+        &self,
+        _: &TeamId,
+        _: Option<&SandboxId>,
+        _: Option<&str>,
+    ) -> Result<Vec<SnapshotView>, LifecycleError> {
+        Ok(self.snapshots.lock().unwrap().clone())
+    }
+
+    async fn delete_snapshot(&self, _: &TeamId, asked: &str) -> Result<(), LifecycleError> {
+        let mut snapshots = self.snapshots.lock().unwrap();
+        let at = snapshots.iter().position(|taken| taken.id == asked);
+        let unknown = LifecycleError::TemplateNotFound { asked: asked.to_owned(), known: vec![] };
+        snapshots.remove(at.ok_or(unknown)?);
+        Ok(())
+    }
+
+    async fn fork(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        timeout_s: i64,
+        count: usize,
+    ) -> Result<Vec<Result<SandboxView, LifecycleError>>, LifecycleError> {
+        let parent = self.with(team, id, |view| match view.state {
+            VisibleState::Paused => Err(LifecycleError::NotRunning(id.clone())),
+            VisibleState::Running => Ok(view.clone()),
+        })?;
+        let mut views = self.views.lock().unwrap();
+        let children = (0..count).map(|_| {
+            let mut child = SandboxView { id: SandboxId::random(), ..parent.clone() };
+            start(&mut child, timeout_s);
+            views.insert(child.id.clone(), (team.clone(), child.clone()));
+            Ok(child)
+        });
+        Ok(children.collect())
     }
 
     async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError> {
@@ -218,8 +285,12 @@ async fn a_sandbox_answers_every_call_of_its_life_with_the_status_sdks_expect() 
         ("POST", format!("/sandboxes/{composite}/resume"), r#"{"autoPause":false,"timeout":60}"#, 201),
         ("POST", format!("/sandboxes/{composite}/resume"), "", 409),
         ("POST", format!("/v2/sandboxes/{id}/connect"), "{}", 200),
-        ("POST", format!("/sandboxes/{id}/pause"), r#"{"memory":false}"#, 400),
+        ("POST", format!("/sandboxes/{id}/snapshots"), "{}", 201),
+        ("POST", format!("/sandboxes/{id}/fork"), r#"{"count":101}"#, 400),
+        ("POST", format!("/sandboxes/{id}/fork"), r#"{"count":2}"#, 201),
         ("POST", format!("/sandboxes/{id}/pause"), r#"{"memory":true}"#, 204),
+        ("POST", format!("/sandboxes/{id}/snapshots"), "{}", 404),
+        ("POST", format!("/sandboxes/{id}/fork"), "{}", 409),
         ("POST", format!("/sandboxes/{id}/connect"), "{}", 400),
         ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":60,"memory":false}"#, 400),
         ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":60}"#, 201),
@@ -301,6 +372,39 @@ async fn lists_are_paged_filtered_and_counted_as_the_headers_say() {
     assert_eq!(running, [ids[0].clone(), ids[2].clone()]);
     let (none, ..) = list("/v2/sandboxes?metadata=a%3Db").await;
     assert!(none.is_empty());
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_listed_in_pages_and_deleted_by_the_id_that_was_given() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    for name in ["a", "b"] {
+        let body = json!({ "name": name }).to_string();
+        let (status, taken) = server.ask("POST", &format!("/sandboxes/{id}/snapshots"), &body).await;
+        let full = format!("default/{name}:default");
+        assert_eq!((status, taken), (201, json!({"snapshotID": full, "names": [full]})));
+    }
+    let list = Request::get("/snapshots?limit=1").header("x-api-key", &server.key);
+    let (_, headers, page) = server.send(list.body(Body::empty()).unwrap()).await;
+    assert_eq!(page[0]["snapshotID"], "default/b:default");
+    let token = headers["x-next-token"].to_str().unwrap();
+    let (_, rest) = server.ask("GET", &format!("/snapshots?limit=1&nextToken={token}"), "").await;
+    assert_eq!(rest, json!([{"snapshotID": "default/a:default", "names": ["default/a:default"]}]));
+    for expected in [204, 404] {
+        let (status, _) = server.ask("DELETE", "/templates/default%2Fa%3Adefault", "").await;
+        assert_eq!(status, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_children_of_a_fork_come_as_sandboxes_of_their_own() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    let (status, children) = server.ask("POST", &format!("/sandboxes/{id}/fork"), r#"{"count":3}"#).await;
+    assert_eq!((status, children.as_array().unwrap().len()), (201, 3));
+    for child in children.as_array().unwrap() {
+        assert_ne!(child["sandbox"]["sandboxID"], id);
+    }
 }
 
 #[tokio::test]

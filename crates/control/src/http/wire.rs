@@ -188,11 +188,6 @@ impl NewSandbox {
     /// Checks the request and fills in what was not said. What this server cannot do yet is refused, not ignored: a
     /// client that asks for a firewall rule must not believe that it has one.
     pub(super) fn into_create(self, version: CreateVersion) -> Result<CreateSandbox, ApiError> {
-        if self.auto_pause_memory == Some(false) {
-            return Err(ApiError::bad_request(
-                "autoPauseMemory=false: pausing without memory is not supported yet; leave it out to keep memory",
-            ));
-        }
         let network = self.network.unwrap_or_default().into_config()?;
         for (name, value) in [("mcp", &self.mcp), ("iam", &self.iam), ("volumeMounts", &self.volume_mounts)] {
             if value.as_ref().is_some_and(|value| !is_nothing(value)) {
@@ -209,6 +204,15 @@ impl NewSandbox {
         }
         let auto_resume = self.auto_resume.is_some_and(|auto| auto.enabled);
         let auto_pause = self.auto_pause.unwrap_or(false);
+        let keep_memory_on_timeout = self.auto_pause_memory.unwrap_or(true);
+        if !keep_memory_on_timeout && !auto_pause {
+            return Err(ApiError::bad_request("autoPauseMemory=false requires autoPause"));
+        }
+        if !keep_memory_on_timeout && auto_resume {
+            return Err(ApiError::bad_request(
+                "autoPauseMemory=false excludes autoResume: what was paused without memory is not resumed by traffic",
+            ));
+        }
         Ok(CreateSandbox {
             template: self.template_id,
             timeout_s: self.timeout.unwrap_or(match version {
@@ -216,6 +220,7 @@ impl NewSandbox {
                 CreateVersion::V2 => crate::lifecycle::api::DEFAULT_TIMEOUT_S,
             }),
             on_timeout: on_timeout(auto_pause),
+            keep_memory_on_timeout,
             auto_resume,
             secure: version == CreateVersion::V2 || self.secure.unwrap_or(false),
             allow_internet: self.allow_internet_access.unwrap_or(true),
@@ -293,7 +298,7 @@ impl SandboxDetail {
                     OnTimeout::Pause => "pause",
                 },
             },
-            pause_mode: paused.then_some("full"),
+            pause_mode: paused.then_some(if view.filesystem_only { "filesystem" } else { "full" }),
             durable: paused.then_some(view.durable),
             listed: view.into(),
         }
@@ -360,7 +365,8 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_instead_of_ignored() {
         let refused = [
-            json!({"templateID":"base","autoPause":true,"autoPauseMemory":false}),
+            json!({"templateID":"base","autoPauseMemory":false}),
+            json!({"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}),
             json!({"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}),
             json!({"templateID":"base","network":{"allowPublicTraffic":false}}),
             json!({"templateID":"base","mcp":{"x":{"y":1}}}),

@@ -4,12 +4,13 @@
 //! asks for just that, *joins* it: it gets the same answer instead of a conflict.
 //!
 //! This file has the actor, its loop and what it publishes; its modules have what it does: [`create`], [`pause`],
-//! [`resume`], [`end`].
+//! [`resume`], [`snapshot`], [`end`].
 
 mod create;
 mod end;
 mod pause;
 mod resume;
+mod snapshot;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,13 +23,14 @@ use torpor_types::{MachineId, SnapshotId};
 use tracing::Instrument;
 
 use super::api::{Connected, LifecycleError, OnTimeout, SandboxView};
-use super::guest::InitError;
+use super::bases::Base;
+use super::guest::{self, InitError};
 use super::node::Node;
-use super::save::{SaveError, Saving};
+use super::save::{Keep, SaveError, Saving};
 use super::{Entries, Entry, Route, Status, deadline};
 use crate::registry::{SandboxRow, StoredState};
 
-pub(super) use create::create;
+pub(super) use create::{create, start};
 
 /// Commands waiting for one actor; more make their callers wait.
 const INBOX: usize = 64;
@@ -45,8 +47,15 @@ type Reply<T> = oneshot::Sender<Result<T, LifecycleError>>;
 /// What can be asked of a sandbox.
 pub(super) enum Operation {
     Pause {
+        keep_memory: bool,
         wait_durable: bool,
         reply: Reply<()>,
+    },
+    Snapshot {
+        keep: Keep,
+        /// The owner's record in the manifest.
+        subject: serde_json::Value,
+        reply: Reply<Base>,
     },
     Resume {
         timeout_s: i64,
@@ -98,6 +107,10 @@ pub(super) struct Actor {
     entries: Entries,
     row: SandboxRow,
     carrier: Carrier,
+    /// The snapshot the carrier stands on.
+    base: Option<Base>,
+    /// Names the present run to the agent.
+    lifecycle_id: String,
     status: watch::Sender<Status>,
     inbox: mpsc::Receiver<Command>,
     events: mpsc::UnboundedSender<Event>,
@@ -150,16 +163,26 @@ impl Window {
 
 impl Actor {
     /// Starts the actor of a sandbox that is in a settled state, and makes the sandbox known.
-    pub(super) fn spawn(node: Arc<Node>, entries: Entries, row: SandboxRow, carrier: Carrier) -> Status {
+    ///
+    /// `base` is the snapshot that the machine of `carrier` stands on.
+    pub(super) fn spawn(
+        node: Arc<Node>,
+        entries: Entries,
+        row: SandboxRow,
+        carrier: Carrier,
+        base: Option<Base>,
+    ) -> Status {
         let (commands, inbox) = mpsc::channel(INBOX);
         let (events, inbound) = mpsc::unbounded_channel();
         let first = Status { row: Arc::new(row.clone()), route: None, durable: true, gone: false };
         let (status, watcher) = watch::channel(first);
-        let actor = Actor {
+        let mut actor = Actor {
             node,
             entries: entries.clone(),
             row,
             carrier,
+            base,
+            lifecycle_id: guest::new_lifecycle_id(),
             status,
             inbox,
             events,
@@ -212,8 +235,9 @@ impl Actor {
 
     async fn handle(&mut self, arrived: Instant, operation: Operation) -> Next {
         match operation {
-            Operation::Pause { wait_durable, reply } => {
-                let outcome = self.pause_or_join(arrived).await;
+            Operation::Snapshot { keep, subject, reply } => return self.snapshot(keep, subject, reply).await,
+            Operation::Pause { keep_memory, wait_durable, reply } => {
+                let outcome = self.pause_or_join(arrived, keep_memory).await;
                 match outcome {
                     Ok(()) if wait_durable => self.answer_when_durable(reply),
                     outcome => answer(reply, outcome),
@@ -261,13 +285,7 @@ impl Actor {
             Event::MachineExited(id) => self.machine_ended(&id, None).await,
             Event::Awake { epoch, result } => self.woken(epoch, result).await,
             Event::Saved { epoch, result } => {
-                self.saves_under_way -= 1;
-                match result {
-                    result if epoch == self.epoch => self.finish_pause(result).await,
-                    // Overtaken by a resume: the machine runs on from the snapshot it had.
-                    Ok(unwanted) => self.remove_snapshot(unwanted).await,
-                    Err(_) => {}
-                }
+                self.saved(epoch, result).await;
                 Next::Continue
             }
         }
@@ -286,11 +304,7 @@ impl Actor {
     }
 
     async fn remove_snapshot(&self, id: SnapshotId) {
-        let vault = self.node.vault.clone();
-        let removed = tokio::task::spawn_blocking(move || vault.remove(&id).map_err(|e| chain(&e))).await;
-        if let Ok(Err(error)) = removed {
-            tracing::error!(%error, "a snapshot nobody needs could not be removed; the next start removes it");
-        }
+        self.node.bases.release(id).await;
     }
 
     /// Writes the row, which the database has in state `expected`.
@@ -301,7 +315,12 @@ impl Actor {
         Ok(())
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        if let Carrier::Nothing = self.carrier
+            && self.row.state != StoredState::Resuming
+        {
+            self.base = None;
+        }
         let (route, durable) = match &self.carrier {
             Carrier::Running { machine, closed, awake: true } if self.row.state == StoredState::Running => {
                 (Some(Route { connector: machine.connector(), closed: closed.clone() }), true)

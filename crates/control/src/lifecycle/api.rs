@@ -29,6 +29,8 @@ pub struct CreateSandbox {
     pub timeout_s: i64,
     /// What happens at the deadline.
     pub on_timeout: OnTimeout,
+    /// Whether a pause at the deadline keeps memory.
+    pub keep_memory_on_timeout: bool,
     /// Whether traffic to the paused sandbox resumes it.
     pub auto_resume: bool,
     /// Whether the agent demands an access token.
@@ -87,6 +89,8 @@ pub struct SandboxView {
     pub metadata: BTreeMap<String, String>,
     /// What happens at the deadline.
     pub on_timeout: OnTimeout,
+    /// While paused: whether memory was left out, so that a resume boots.
+    pub filesystem_only: bool,
     /// Whether traffic resumes it.
     pub auto_resume: bool,
     /// Whether it reaches the internet.
@@ -95,6 +99,17 @@ pub struct SandboxView {
     pub network: NetworkConfig,
     /// While paused: whether the pause would survive a power cut by now. While running: true.
     pub durable: bool,
+}
+
+/// A snapshot as a client may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotView {
+    /// By what sandboxes are made from it and it is deleted: `{team}/{name}:{tag}`, or `{id}:default` without a name.
+    pub id: String,
+    /// Its names; none, or one.
+    pub names: Vec<String>,
+    /// When it was taken.
+    pub created_at: Timestamp,
 }
 
 /// How a [`connect`](super::Sandboxes::connect) found the sandbox.
@@ -115,6 +130,30 @@ pub enum LifecycleError {
     /// The sandbox is paused and the operation needs it running.
     #[error("The sandbox {0} is paused")]
     Paused(SandboxId),
+    /// The sandbox is paused, which is in the way of what was asked.
+    #[error("The sandbox {0} is paused: resume it first")]
+    NotRunning(SandboxId),
+    /// A snapshot cannot have that name.
+    #[error("A snapshot cannot be named '{name}': {why}")]
+    InvalidName {
+        /// What was asked for.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// Sandboxes made from a snapshot exist.
+    #[error(
+        "Snapshot '{asked}' is in use by {} sandbox{}: kill {} first",
+        .sandboxes.len(),
+        if .sandboxes.len() == 1 { "" } else { "es" },
+        .sandboxes.iter().take(5).map(SandboxId::as_str).collect::<Vec<_>>().join(", "),
+    )]
+    SnapshotInUse {
+        /// What was asked for.
+        asked: String,
+        /// Which sandboxes.
+        sandboxes: Vec<SandboxId>,
+    },
     /// The sandbox is paused already.
     #[error("The sandbox {0} is already paused")]
     AlreadyPaused(SandboxId),

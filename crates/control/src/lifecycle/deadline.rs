@@ -75,6 +75,8 @@ mod tests {
             started_at,
             end_at,
             pause_on_timeout: false,
+            keep_memory_on_timeout: true,
+            filesystem_only: false,
             auto_resume: false,
             secure: true,
             allow_internet: true,

@@ -1,13 +1,15 @@
-//! The one call the host makes into a guest that starts to run: `POST /init` to its agent.
+//! The calls the host makes into a guest.
 //!
-//! It carries what a snapshot cannot know: the time, fresh entropy, whose sandbox this is now. The agent answers 204
-//! when all of it is in effect.
+//! `POST /init` tells the agent of a machine that starts to run what a snapshot cannot know: the time, fresh entropy,
+//! whose sandbox this is now. The agent answers 204 when all of it is in effect. `POST /freeze` makes the disk whole
+//! before it is copied without memory.
 
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use torpor_envd_api::http::InitRequest;
 use torpor_network::{AGENT_PORT, Connector};
 use torpor_types::SandboxId;
@@ -17,6 +19,10 @@ use crate::registry::SandboxRecord;
 
 /// How long a guest may take to answer, in all. Generous: a host under heavy load is slow, not broken.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long one attempt to connect waits, and what is between two.
+const ATTEMPT: Duration = Duration::from_millis(800);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(30);
 
 /// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
 const ENTROPY_BYTES: usize = 32;
@@ -36,13 +42,33 @@ pub(super) enum InitError {
     Request(String),
 }
 
-/// Tells the agent behind `connector` who it is, and waits until it is so.
+/// A name for one run of a sandbox. An agent that is told another one than before takes it that the streams it has open
+/// lead nowhere any more.
+pub(super) fn new_lifecycle_id() -> String {
+    hex::encode(rand::random::<[u8; 8]>())
+}
+
+/// Writes everything to the disk of the guest and keeps it as it is until [`thaw`] or [`init`].
+#[tracing::instrument(name = "guest.freeze", skip_all)]
+pub(super) async fn freeze(connector: &Connector) -> Result<(), InitError> {
+    let freezing = post(connector, "/freeze", Vec::new());
+    tokio::time::timeout(LIMIT, freezing).await.map_err(|_| InitError::TimedOut)?
+}
+
+/// Lets the guest write to its disk again.
+pub(super) async fn thaw(connector: &Connector) -> Result<(), InitError> {
+    let thawing = post(connector, "/unfreeze", Vec::new());
+    tokio::time::timeout(LIMIT, thawing).await.map_err(|_| InitError::TimedOut)?
+}
+
+/// Tells the agent behind `connector` who it is, and waits until it is so; of a machine that boots, until it serves.
 #[tracing::instrument(name = "guest.init", skip_all)]
 pub(super) async fn init(
     connector: &Connector,
     id: &SandboxId,
     record: &SandboxRecord,
     access_token: Option<String>,
+    lifecycle_id: String,
 ) -> Result<(), InitError> {
     let mut entropy = [0u8; ENTROPY_BYTES];
     rand::Rng::fill(&mut rand::rng(), &mut entropy[..]);
@@ -54,16 +80,28 @@ pub(super) async fn init(
         entropy: Some(entropy.to_vec()),
         sandbox_id: Some(id.to_string()),
         template_id: Some(record.template_id.to_string()),
-        lifecycle_id: Some(hex::encode(rand::random::<[u8; 8]>())),
+        lifecycle_id: Some(lifecycle_id),
         ..InitRequest::default()
     };
     let body = serde_json::to_vec(&request).map_err(|e| InitError::Request(e.to_string()))?;
     tokio::time::timeout(LIMIT, post(connector, "/init", body)).await.map_err(|_| InitError::TimedOut)?
 }
 
+/// Connects as soon as the agent listens. What a guest that still boots does not answer would be tried again by the
+/// host's kernel only after a second, and then after two and four.
+async fn connect(connector: &Connector) -> std::io::Result<TcpStream> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match connector.connect_within(AGENT_PORT, ATTEMPT).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if begun.elapsed() > LIMIT => return Err(error),
+            Err(_) => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+        }
+    }
+}
+
 async fn post(connector: &Connector, path: &str, body: Vec<u8>) -> Result<(), InitError> {
-    let connecting = connector.connect_within(AGENT_PORT, LIMIT);
-    let stream = connecting.instrument(tracing::info_span!("guest.connect")).await?;
+    let stream = connect(connector).instrument(tracing::info_span!("guest.connect")).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = hyper::Request::post(path)

@@ -1,12 +1,14 @@
-//! From a snapshot to a running machine.
+//! From a snapshot to a running machine: resumed if the snapshot has memory, booted if not.
 
 use serde::{Deserialize, Serialize};
 use torpor_machine::{LoadSource, Machine};
 use torpor_network::EgressPolicy;
 use torpor_types::{SandboxId, SnapshotId};
+use torpor_vault::{MachineFacts, Snapshot};
 
 use super::actor::chain;
 use super::api::LifecycleError;
+use super::bases::Base;
 use super::node::Node;
 use crate::registry::SandboxRow;
 
@@ -19,13 +21,22 @@ pub(super) enum LaunchError {
     Step { step: &'static str, why: String },
 }
 
+/// A machine that was let run, and the snapshot it stands on.
+pub(super) struct Launched {
+    pub(super) machine: Machine,
+    pub(super) base: Base,
+}
+
 /// What is written into a machine's record, so that a new server knows what the machine is for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Note {
     /// The sandbox it carries.
     pub(super) sandbox: SandboxId,
-    /// The snapshot whose memory it maps: has to be kept as long as the machine lives.
+    /// The snapshot it came from, whose memory it maps: has to be kept as long as the machine lives.
     pub(super) base: SnapshotId,
+    /// What the machine is, where its base does not say so: of one that was booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) booted: Option<MachineFacts>,
 }
 
 // === impl Note ===
@@ -34,6 +45,10 @@ impl Note {
     /// What `machine` is for; `None` if its record is not ours.
     pub(super) fn read(machine: &Machine) -> Option<Note> {
         serde_json::from_value(machine.note()).ok()
+    }
+
+    fn to_json(&self) -> Result<serde_json::Value, LaunchError> {
+        serde_json::to_value(self).map_err(step("describing the machine"))
     }
 }
 
@@ -49,15 +64,18 @@ pub(super) async fn launch(
     node: &Node,
     row: &SandboxRow,
     snapshot: &SnapshotId,
-) -> Result<Machine, LaunchError> {
-    let note = Note { sandbox: row.id.clone(), base: snapshot.clone() };
-    let note = serde_json::to_value(&note).map_err(step("describing the machine"))?;
-    let (opened, idle) = tokio::join!(open(node, snapshot, note), node.machines.claim(&row.record.shape));
-    let idle = idle.map_err(step("preparing a machine"))?;
-    let source = opened?;
-    let machine = idle.load(source).await.map_err(step("loading the snapshot into the machine"))?;
+) -> Result<Launched, LaunchError> {
+    // Held from before it is opened, so that it cannot go meanwhile.
+    let base = node.bases.hold(snapshot);
+    let (vault, id) = (node.vault.clone(), snapshot.clone());
+    let found = tokio::task::spawn_blocking(move || vault.get(&id)).await.map_err(step(OPENING))?;
+    let snapshot = found.map_err(step(OPENING))?;
+    let machine = match snapshot.manifest().is_filesystem_only() {
+        true => boot(node, row, snapshot).await?,
+        false => resume(node, row, snapshot).await?,
+    };
     match let_run(row, &machine).await {
-        Ok(()) => Ok(machine),
+        Ok(()) => Ok(Launched { machine, base }),
         Err(error) => {
             let words = machine.last_words();
             machine.destroy().await;
@@ -67,6 +85,47 @@ pub(super) async fn launch(
                 }
                 other => other,
             })
+        }
+    }
+}
+
+/// A stopped machine with the memory of `snapshot`.
+async fn resume(node: &Node, row: &SandboxRow, snapshot: Snapshot) -> Result<Machine, LaunchError> {
+    let note = Note { sandbox: row.id.clone(), base: snapshot.id().clone(), booted: None }.to_json()?;
+    let (opened, idle) = tokio::join!(open(node, snapshot, note), node.machines.claim(&row.record.shape));
+    let idle = idle.map_err(step("preparing a machine"))?;
+    idle.load(opened?).await.map_err(step("loading the snapshot into the machine"))
+}
+
+/// A machine in front of its kernel's first instruction, with the disk of `snapshot`.
+#[tracing::instrument(name = "launch.boot", skip_all)]
+async fn boot(node: &Node, row: &SandboxRow, snapshot: Snapshot) -> Result<Machine, LaunchError> {
+    let host = node.machines.facts();
+    let made = &snapshot.manifest().machine;
+    let facts = MachineFacts {
+        shape: made.shape,
+        accelerator: host.accelerator,
+        machine_type: host.machine_type.clone(),
+        cpu_model: host.cpu_model.clone(),
+        qemu_version: host.qemu_version.clone(),
+        kernel_blake3: made.kernel_blake3.clone(),
+        agent_version: torpor_envd_api::ENVD_VERSION.to_owned(),
+        tsc_khz: host.tsc_khz,
+    };
+    let note =
+        Note { sandbox: row.id.clone(), base: snapshot.id().clone(), booted: Some(facts) }.to_json()?;
+    let disk = snapshot.open_disk().map_err(step("opening the snapshot's disk"))?;
+    let source = node
+        .kernels
+        .source(&made.kernel_blake3, host.accelerator, disk)
+        .map_err(step("finding the snapshot's kernel"))?;
+    let machine =
+        node.machines.boot(&row.record.shape, source).await.map_err(step("preparing a machine to boot"))?;
+    match machine.set_note(note) {
+        Ok(()) => Ok(machine),
+        Err(error) => {
+            machine.destroy().await;
+            Err(step("recording what the machine is for")(error))
         }
     }
 }
@@ -84,12 +143,11 @@ async fn let_run(row: &SandboxRow, machine: &Machine) -> Result<(), LaunchError>
     machine.cont().await.map_err(step("starting the machine"))
 }
 
-async fn open(node: &Node, id: &SnapshotId, note: serde_json::Value) -> Result<LoadSource, LaunchError> {
-    let (vault, id, host) = (node.vault.clone(), id.clone(), node.machines.facts().clone());
+async fn open(node: &Node, snapshot: Snapshot, note: serde_json::Value) -> Result<LoadSource, LaunchError> {
+    let host = node.machines.facts().clone();
     let opening = tokio::task::spawn_blocking(move || {
-        let snapshot = vault.get(&id).map_err(step("opening the snapshot"))?;
         if let Some(why) = super::node::mismatch(&snapshot.manifest().machine, &host) {
-            return Err(LaunchError::Mismatch { id, why });
+            return Err(LaunchError::Mismatch { id: snapshot.id().clone(), why });
         }
         Ok(LoadSource {
             disk: snapshot.open_disk().map_err(step("opening the snapshot's disk"))?,
@@ -98,8 +156,10 @@ async fn open(node: &Node, id: &SnapshotId, note: serde_json::Value) -> Result<L
             note,
         })
     });
-    opening.await.map_err(step("opening the snapshot"))?
+    opening.await.map_err(step(OPENING))?
 }
+
+const OPENING: &str = "opening the snapshot";
 
 fn step<E: std::error::Error + 'static>(step: &'static str) -> impl Fn(E) -> LaunchError {
     move |error| LaunchError::Step { step, why: chain(&error) }

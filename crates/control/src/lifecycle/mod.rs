@@ -16,12 +16,16 @@
 
 mod actor;
 pub mod api;
+mod bases;
+mod boot;
 mod deadline;
 mod guest;
 mod launch;
 mod node;
+mod origin;
 mod reconcile;
 mod save;
+mod snapshots;
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -38,7 +42,8 @@ use self::node::Node;
 use crate::registry::{SandboxRecord, SandboxRow, StoredState};
 
 pub use api::{
-    Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView, VisibleState,
+    Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView, SnapshotView,
+    VisibleState,
 };
 pub use node::{NodeOptions, StartError};
 pub use reconcile::Reconciled;
@@ -138,6 +143,7 @@ impl Sandboxes {
     }
 
     /// Pauses. Concurrent pauses join. With `wait_durable` it answers only when the pause would survive a power cut.
+    /// Without memory, what is on the disk is kept and nothing else: a resume boots.
     ///
     /// # Errors
     /// [`LifecycleError::AlreadyPaused`], [`LifecycleError::NotFound`], [`LifecycleError::NoRoom`] (the sandbox runs
@@ -146,9 +152,10 @@ impl Sandboxes {
         &self,
         team: &TeamId,
         id: &SandboxId,
+        keep_memory: bool,
         wait_durable: bool,
     ) -> Result<(), LifecycleError> {
-        self.ask(team, id, |reply| Operation::Pause { wait_durable, reply }).await
+        self.ask(team, id, |reply| Operation::Pause { keep_memory, wait_durable, reply }).await
     }
 
     /// Resumes a paused sandbox. `on_timeout` overrides what was chosen at creation (old SDKs send
@@ -320,6 +327,7 @@ impl Status {
             access_token: node.access_token(&self.row),
             metadata: record.metadata.clone(),
             on_timeout: if record.pause_on_timeout { OnTimeout::Pause } else { OnTimeout::Kill },
+            filesystem_only: record.filesystem_only,
             auto_resume: record.auto_resume,
             allow_internet: record.allow_internet,
             network: record.network.clone(),

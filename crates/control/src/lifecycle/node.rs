@@ -1,11 +1,15 @@
 //! What all actors of this node share: registry, vault, machines, limits.
 
+use std::path::PathBuf;
+
 use torpor_machine::{HostFacts, Machines};
 use torpor_types::{Shape, SnapshotId};
 use torpor_vault::{MachineFacts, Vault};
 
 use super::api::LifecycleError;
-use crate::registry::{Registry, RegistryError, SandboxRow, TemplateRow};
+use super::bases::Bases;
+use super::boot::Kernels;
+use crate::registry::{Registry, RegistryError, SandboxRow};
 
 /// Name of the node's secret from which access tokens are derived.
 const TOKEN_SECRET: &str = "access-token-key";
@@ -22,6 +26,9 @@ pub struct NodeOptions {
     pub max_timeout_s: i64,
     /// Machines kept ready for each template's shape.
     pub warm_machines: usize,
+    /// Kernels and initramfs of machines that boot: a directory for each kernel, named by its BLAKE3 hash, with
+    /// `vmlinuz` and `initramfs` in it.
+    pub kernels_dir: PathBuf,
 }
 
 /// The sandboxes of this node could not be started.
@@ -43,6 +50,10 @@ pub(super) struct Node {
     pub(super) vault: Vault,
     pub(super) machines: Machines,
     pub(super) max_timeout_s: i64,
+    pub(super) bases: Bases,
+    pub(super) kernels: Kernels,
+    /// Held while a snapshot is given its name, or loses it.
+    pub(super) naming: tokio::sync::Mutex<()>,
     warm_machines: usize,
     token_key: [u8; 32],
 }
@@ -56,6 +67,9 @@ impl Node {
         Ok(Node {
             token_key: *blake3::hash(&secret).as_bytes(),
             registry: options.registry,
+            bases: Bases::new(options.vault.clone()),
+            kernels: Kernels::new(&options.kernels_dir),
+            naming: tokio::sync::Mutex::default(),
             vault: options.vault,
             machines: options.machines,
             max_timeout_s: options.max_timeout_s,
@@ -70,17 +84,6 @@ impl Node {
             let hash = blake3::keyed_hash(&self.token_key, row.id.as_str().as_bytes());
             hex::encode(&hash.as_bytes()[..20])
         })
-    }
-
-    /// The template of that id or name; a `:tag` of `default` or `latest` is accepted.
-    pub(super) async fn template(&self, asked: &str) -> Result<TemplateRow, LifecycleError> {
-        let name = asked.strip_suffix(":default").or_else(|| asked.strip_suffix(":latest")).unwrap_or(asked);
-        if let Some(template) = self.registry.template(name).await? {
-            self.keep_warm(&template.shape);
-            return Ok(template);
-        }
-        let known = self.registry.templates().await?.into_iter().map(|template| template.name).collect();
-        Err(LifecycleError::TemplateNotFound { asked: asked.to_owned(), known })
     }
 
     /// Refuses when the vault cannot take `bytes` more without touching its reserve.
@@ -100,17 +103,18 @@ impl Node {
         }
     }
 
-    fn keep_warm(&self, shape: &Shape) {
+    pub(super) fn keep_warm(&self, shape: &Shape) {
         self.machines.keep_warm(*shape, self.warm_machines);
     }
 
-    /// The snapshots that a template or a sandbox starts from, as far as the database knows.
+    /// The snapshots that a template, a sandbox or a user's snapshot starts from, as far as the database knows.
     pub(super) async fn referenced_snapshots(
         &self,
     ) -> Result<std::collections::HashSet<SnapshotId>, RegistryError> {
         let templates = self.registry.templates().await?.into_iter().map(|template| template.snapshot_id);
         let pauses = self.registry.sandboxes().await?.into_iter().filter_map(|row| row.snapshot_id);
-        Ok(templates.chain(pauses).collect())
+        let snapshots = self.registry.snapshots().await?.into_iter().filter_map(|row| row.snapshot_id);
+        Ok(templates.chain(pauses).chain(snapshots).collect())
     }
 }
 

@@ -14,6 +14,9 @@
 //! same sandbox or template has replaced, or whose sandbox was being destroyed. A pause without a row means that the
 //! row was lost (a kill removes the row last): the sandbox is made known again from the snapshot's manifest.
 //! Snapshots that cannot be read are reported and left alone.
+//!
+//! Snapshots that users took are treated alike: one without a row gets it again, a row without a snapshot (it was being
+//! deleted) goes. What a fork left goes when the last of its children does not stand on it any more.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -28,7 +31,7 @@ use super::actor::{Actor, Carrier, chain};
 use super::launch::Note;
 use super::node::{Node, StartError};
 use super::save::{Owner, Saving};
-use crate::registry::{SandboxRow, StoredState};
+use crate::registry::{SandboxRow, SnapshotRow, StoredState};
 
 /// What was found at the start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -51,9 +54,7 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
     let adopted = node.machines.adopt().await.map_err(|error| StartError::Machines(chain(&error)))?;
     let mut machines: HashMap<SandboxId, Machine> = HashMap::new();
     let mut strays = Vec::new();
-    let mut bases: HashSet<SnapshotId> = HashSet::new();
     for machine in adopted {
-        bases.extend(Note::read(&machine).map(|note| note.base));
         match Note::read(&machine) {
             Some(note) => strays.extend(machines.insert(note.sandbox, machine)),
             None => strays.push(machine),
@@ -87,7 +88,8 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
             recover(node, entries, pause, &mut reconciled).await?;
         }
     }
-    remove_replaced(node, &bases).await?;
+    settle_snapshots(node).await?;
+    remove_replaced(node).await?;
     Ok(reconciled)
 }
 
@@ -116,6 +118,7 @@ async fn settle(
             match machine.cont().await {
                 Ok(()) => {
                     row.state = StoredState::Running;
+                    row.record.filesystem_only = false;
                     row.machine_id = Some(machine.id().clone());
                     Carrier::running(machine)
                 }
@@ -151,7 +154,12 @@ async fn settle(
         _ => reconciled.paused += 1,
     }
     node.registry.update_sandbox(&row, before).await?;
-    Actor::spawn(node.clone(), entries.clone(), row, carrier);
+    let base = match &carrier {
+        Carrier::Running { machine, .. } | Carrier::Stopped { machine, .. } => Note::read(machine),
+        Carrier::Nothing => None,
+    };
+    let base = base.map(|note| node.bases.hold(&note.base));
+    Actor::spawn(node.clone(), entries.clone(), row, carrier, base);
     Ok(())
 }
 
@@ -185,34 +193,67 @@ async fn recover(
     };
     tracing::warn!(sandbox = %id, snapshot = %pause.id(), "the database did not know this paused sandbox; it does again");
     node.registry.insert_sandbox(&row).await?;
-    Actor::spawn(node.clone(), entries.clone(), row, Carrier::Nothing);
+    Actor::spawn(node.clone(), entries.clone(), row, Carrier::Nothing, None);
     reconciled.recovered.push(id);
     Ok(())
 }
 
-/// Removes snapshots that a newer one has replaced and that no machine maps.
-async fn remove_replaced(node: &Arc<Node>, bases: &HashSet<SnapshotId>) -> Result<(), StartError> {
+/// Brings the rows of users' snapshots in line with the vault: rows that were lost are made again, rows whose snapshot
+/// was being deleted go.
+async fn settle_snapshots(node: &Node) -> Result<(), StartError> {
+    let listing = node.vault.list()?;
+    let there: HashSet<&SnapshotId> = listing
+        .snapshots
+        .iter()
+        .map(Snapshot::id)
+        .chain(listing.unreadable.iter().map(|(id, _)| id))
+        .collect();
+    let rows = node.registry.snapshots().await?;
+    for row in &rows {
+        if row.snapshot_id.as_ref().is_none_or(|id| !there.contains(id)) {
+            tracing::info!(snapshot = %row.id, "forgetting a snapshot that was being deleted");
+            node.registry.delete_snapshot(&row.id).await?;
+        }
+    }
+    // Oldest first: of one that was taken again the newest stays.
+    for snapshot in &listing.snapshots {
+        let Some(mut row) = taken_by_user(snapshot) else { continue };
+        if rows.iter().any(|known| known.id == row.id) {
+            continue;
+        }
+        tracing::warn!(snapshot = %row.id, "the database did not know this snapshot; it does again");
+        row.team_id = node.registry.team_or_default(&row.team_id, crate::keys::DEFAULT_TEAM).await?;
+        row.snapshot_id = Some(snapshot.id().clone());
+        node.registry.put_snapshot(&row).await?;
+    }
+    Ok(())
+}
+
+fn taken_by_user(snapshot: &Snapshot) -> Option<SnapshotRow> {
+    serde_json::from_value(snapshot.manifest().subject.get("snapshot")?.clone()).ok()
+}
+
+/// Removes snapshots that nobody names: now, or when no machine stands on them any more.
+async fn remove_replaced(node: &Arc<Node>) -> Result<(), StartError> {
     let named = node.referenced_snapshots().await?;
     let templates = node.registry.templates().await?;
     for snapshot in node.vault.list()?.snapshots {
-        if named.contains(snapshot.id()) || bases.contains(snapshot.id()) {
+        if named.contains(snapshot.id()) {
             continue;
         }
-        // Every pause with an owner has a row by now, or its sandbox was destroyed just before.
-        let is_pause = Owner::of(&snapshot).is_some();
+        // Every pause with an owner has a row by now, or its sandbox was destroyed just before; so has every snapshot.
         let subject = &snapshot.manifest().subject;
+        let is_known = ["sandbox", "snapshot", "fork"].iter().any(|kind| subject.get(kind).is_some());
         let is_old_build = templates.iter().any(|template| {
             subject["template"]["name"] == template.name.as_str()
                 && snapshot.manifest().created_at < template.created_at
         });
-        if !is_pause && !is_old_build {
+        if !is_known && !is_old_build {
             tracing::warn!(snapshot = %snapshot.id(), "the database does not know this snapshot; `torpor setup` makes a template's known again");
             continue;
         }
-        tracing::info!(snapshot = %snapshot.id(), "removing a snapshot that a newer one has replaced");
-        if let Err(error) = node.vault.remove(snapshot.id()) {
-            tracing::error!(snapshot = %snapshot.id(), %error, "it could not be removed");
-        }
+        tracing::info!(snapshot = %snapshot.id(), "letting go of a snapshot that nothing names");
+        node.bases.release(snapshot.id().clone()).await;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use torpor_machine::{DeviceState, Machine};
 use torpor_types::{SandboxId, SnapshotId, TeamId};
-use torpor_vault::{Kind, ManifestDraft, Snapshot};
+use torpor_vault::{Kind, MachineFacts, ManifestDraft, Snapshot, Staging};
 
 use super::actor::{Event, chain};
 use super::launch::Note;
@@ -57,6 +57,23 @@ pub(super) struct Owner {
     pub(super) id: SandboxId,
     pub(super) team_id: TeamId,
     pub(super) record: SandboxRecord,
+}
+
+/// What a snapshot keeps of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Memory, disk and device state: the machine goes on where it was.
+    Everything,
+    /// The disk alone: the machine boots.
+    Disk,
+}
+
+/// A copy of a stopped machine that is not durable yet. Nothing is left of one that is dropped.
+pub(super) struct Copied {
+    staging: Staging,
+    base: Snapshot,
+    facts: MachineFacts,
+    stopped_at: Timestamp,
 }
 
 struct Job {
@@ -148,36 +165,72 @@ impl Job {
         if cancelled() {
             return Err(SaveError::Cancelled);
         }
-        node.vault.require_room(machine.private_bytes())?;
-        let note = Note::read(&machine)
-            .ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
-        let base = node.vault.get(&note.base).map_err(step("opening the snapshot the machine came from"))?;
-        let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
         let state = match state {
             Some(state) => state,
             None => tokio::runtime::Handle::current()
                 .block_on(machine.stop_and_capture())
                 .map_err(step("capturing the device state"))?,
         };
-        let base_memory = base.open_memory().map_err(step("opening the base memory"))?;
-        let memory = staging.clone_memory(&base_memory).map_err(step("cloning the base memory"))?;
-        let saved = machine.save_memory(&memory, &cancelled).map_err(step("saving dirtied memory"))?;
-        let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
-        staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
-        staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
+        let keep = Keep::of(&row.record);
+        let copied = Copied::make(&node, &machine, &state, keep, &cancelled)?;
         if progress.compare_exchange(COPYING, COPIED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return Err(SaveError::Cancelled);
         }
         let owner = Owner { id: row.id, team_id: row.team_id, record: row.record };
-        let subject = serde_json::json!({ "sandbox": owner });
-        let draft = ManifestDraft {
-            kind: Kind::Pause,
-            created_at: Timestamp::now(),
-            machine: base.manifest().machine.clone(),
-            subject,
-        };
+        let snapshot = copied.publish(serde_json::json!({ "sandbox": owner }))?;
+        tracing::info!(%snapshot, "the pause is durable");
+        Ok(snapshot)
+    }
+}
+
+// === impl Keep ===
+
+impl Keep {
+    /// What the pause of such a sandbox keeps.
+    pub(super) fn of(record: &SandboxRecord) -> Keep {
+        if record.filesystem_only { Keep::Disk } else { Keep::Everything }
+    }
+}
+
+// === impl Copied ===
+
+impl Copied {
+    /// Copies a stopped machine; it may go on afterwards.
+    pub(super) fn make(
+        node: &Node,
+        machine: &Machine,
+        state: &DeviceState,
+        keep: Keep,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Copied, SaveError> {
+        node.vault.require_room(machine.private_bytes())?;
+        let note = Note::read(machine)
+            .ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
+        let base = node.vault.get(&note.base).map_err(step("opening the snapshot the machine came from"))?;
+        let stopped_at = Timestamp::now();
+        let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
+        if keep == Keep::Everything {
+            let memory = if base.manifest().is_filesystem_only() {
+                staging.memory_file(machine.shape().memory_bytes()).map_err(step("making the memory file"))?
+            } else {
+                let memory = base.open_memory().map_err(step("opening the base memory"))?;
+                staging.clone_memory(&memory).map_err(step("cloning the base memory"))?
+            };
+            let saved = machine.save_memory(&memory, cancelled).map_err(step("saving dirtied memory"))?;
+            tracing::debug!(?saved, "memory copied");
+            staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
+        }
+        let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
+        staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
+        let facts = note.booted.unwrap_or_else(|| base.manifest().machine.clone());
+        Ok(Copied { staging, base, facts, stopped_at })
+    }
+
+    /// Makes the copy durable and gives it its place in the vault.
+    pub(super) fn publish(self, subject: serde_json::Value) -> Result<SnapshotId, SaveError> {
+        let Copied { staging, base, facts, stopped_at } = self;
+        let draft = ManifestDraft { kind: Kind::Pause, created_at: stopped_at, machine: facts, subject };
         let snapshot = staging.publish(draft, Some(&base)).map_err(step("publishing the snapshot"))?;
-        tracing::info!(snapshot = %snapshot.id(), ?saved, "the pause is durable");
         Ok(snapshot.id().clone())
     }
 }

@@ -6,12 +6,14 @@
 mod keys;
 mod sandboxes;
 mod schema;
+mod snapshots;
 mod templates;
 
 use std::path::Path;
 
 pub use keys::{KeyRow, TeamRow};
 pub use sandboxes::{SandboxRecord, SandboxRow, StoredState};
+pub use snapshots::SnapshotRow;
 use sqlx::SqlitePool;
 pub use templates::TemplateRow;
 

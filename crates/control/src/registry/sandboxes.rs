@@ -57,6 +57,12 @@ pub struct SandboxRecord {
     pub end_at: Timestamp,
     /// Whether the deadline pauses it instead of killing it.
     pub pause_on_timeout: bool,
+    /// Whether the pause at the deadline keeps memory.
+    #[serde(default = "yes")]
+    pub keep_memory_on_timeout: bool,
+    /// Whether its last pause left memory out, so that a resume boots it.
+    #[serde(default)]
+    pub filesystem_only: bool,
     /// Whether traffic resumes it.
     pub auto_resume: bool,
     /// Whether its agent demands a token.
@@ -87,6 +93,11 @@ pub struct SandboxRow {
     pub snapshot_id: Option<SnapshotId>,
     /// The rest.
     pub record: SandboxRecord,
+}
+
+/// What a record from before a setting existed has for it.
+fn yes() -> bool {
+    true
 }
 
 // === impl StoredState ===

@@ -11,7 +11,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use super::RegistryError;
 
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE teams (
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -49,7 +50,21 @@ const STEPS: &[&str] = &["
         name TEXT PRIMARY KEY,
         value BLOB NOT NULL
     ) STRICT;
-"];
+",
+    "
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY,
+        team_id TEXT NOT NULL REFERENCES teams(id),
+        name TEXT,
+        tag TEXT NOT NULL,
+        snapshot_id TEXT NOT NULL,
+        source TEXT NOT NULL,
+        record TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        UNIQUE (team_id, name, tag)
+    ) STRICT;
+",
+];
 
 pub(super) async fn open(path: &Path) -> Result<SqlitePool, RegistryError> {
     let shown = path.display().to_string();

@@ -78,12 +78,17 @@ impl Api {
         if info.state == "paused" { Err(ClientError::Paused(info.id)) } else { Ok(info) }
     }
 
-    /// All entries of a list, page after page.
+    /// All sandboxes that `query` asks for.
     pub(super) async fn list(&self, query: &str) -> Result<Vec<Value>, ClientError> {
+        self.pages("/v2/sandboxes", query).await
+    }
+
+    /// All entries of a list, page after page.
+    pub(super) async fn pages(&self, path: &str, query: &str) -> Result<Vec<Value>, ClientError> {
         let mut all = Vec::new();
         let mut token = String::new();
         loop {
-            let path = format!("/v2/sandboxes?{query}{token}");
+            let path = format!("{path}?{query}{token}");
             let (_, headers, value) = self.call(Method::GET, &path, None).await?;
             let page: Vec<Value> = read(&path, value)?;
             all.extend(page);

@@ -11,6 +11,7 @@ mod key;
 mod process;
 mod sandbox;
 mod shell;
+mod snapshot;
 mod table;
 mod template;
 mod terminal;
@@ -18,6 +19,7 @@ mod terminal;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use key::KeyCommand;
 pub(crate) use sandbox::SandboxCommand;
+pub(crate) use snapshot::SnapshotCommand;
 pub(crate) use template::TemplateCommand;
 
 /// Exit code of `exec` and `shell` when not the command failed but the way to it.

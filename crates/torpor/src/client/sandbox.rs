@@ -51,6 +51,23 @@ enum Action {
         /// Answer only when the pause would survive a power cut
         #[arg(long)]
         durable: bool,
+        /// Keep the files alone: running programs are lost, and a resume boots
+        #[arg(long)]
+        disk_only: bool,
+    },
+    /// Make new sandboxes that go on where a running one is; prints their ids
+    Fork {
+        /// Id of the running sandbox
+        id: String,
+        /// How many
+        #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+        count: u32,
+        /// Seconds they live
+        #[arg(long, short, default_value_t = 300)]
+        timeout: u32,
+        /// Print JSON (with the access tokens) instead of bare ids
+        #[arg(long)]
+        json: bool,
     },
     /// Resume; on a running sandbox only its deadline may move, to a later time
     Resume {
@@ -165,8 +182,9 @@ impl SandboxCommand {
             Action::Create(create) => create.run(&api).await,
             Action::List(list) => list.run(&api).await,
             Action::Info { id, json } => info(&api, &id, json).await,
-            Action::Pause { ids, durable } => {
-                let body = json!({ "waitDurable": durable });
+            Action::Fork { id, count, timeout, json } => fork(&api, &id, count, timeout, json).await,
+            Action::Pause { ids, durable, disk_only } => {
+                let body = json!({ "waitDurable": durable, "memory": !disk_only });
                 each(ids, async |id: &str| {
                     api.post(&sandbox_path(id, "/pause"), body.clone()).await.map(drop)
                 })
@@ -198,7 +216,7 @@ fn exit_code(result: Result<u8, ClientError>) -> ExitCode {
 }
 
 /// Does it for one id after the other, prints those done, reports those that failed and goes on.
-async fn each(
+pub(super) async fn each(
     ids: Vec<String>,
     act: impl AsyncFn(&str) -> Result<(), ClientError>,
 ) -> Result<(), ClientError> {
@@ -339,6 +357,25 @@ fn show_info(sandbox: &SandboxInfo, now: Timestamp) -> String {
         lines.push(("Metadata", pairs(&sandbox.metadata)));
     }
     lines.iter().map(|(name, value)| format!("{name:<10}{value}")).collect::<Vec<_>>().join("\n")
+}
+
+async fn fork(api: &Api, id: &str, count: u32, timeout_s: u32, json: bool) -> Result<(), ClientError> {
+    let path = sandbox_path(id, "/fork");
+    let (_, children) = api.post(&path, json!({ "count": count, "timeout": timeout_s })).await?;
+    if json {
+        return say_json(&children);
+    }
+    let mut failed = 0;
+    for child in children.as_array().into_iter().flatten() {
+        match child["sandbox"]["sandboxID"].as_str() {
+            Some(id) => say(id)?,
+            None => {
+                failed += 1;
+                eprintln!("torpor: {}", child["error"]["message"].as_str().unwrap_or("a child was not made"));
+            }
+        }
+    }
+    if failed == 0 { Ok(()) } else { Err(ClientError::Some { failed, all: count as usize }) }
 }
 
 async fn logs(api: &Api, id: &str, json: bool) -> Result<(), ClientError> {

@@ -139,6 +139,8 @@ pub(crate) async fn run(
     if !options.no_template {
         let rootfs = root_file_system(&console, rootfs_options.clone()).await?;
         kernel = Some(rootfs.kernel());
+        let kept = torpor_template::kernels::keep(&data_dir.kernels(), &rootfs, crate::embedded::AGENT);
+        kept.map_err(|source| SetupError::DataDir { path: data_dir.kernels(), source })?;
     }
 
     let step = console.step("accelerator");

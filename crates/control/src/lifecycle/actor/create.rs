@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use torpor_types::{SandboxId, TeamId};
+use torpor_types::{SandboxId, SnapshotId, TeamId};
 
 use super::{Actor, Carrier};
 use crate::lifecycle::api::{CreateSandbox, LifecycleError, OnTimeout};
+use crate::lifecycle::launch::{self, Launched};
 use crate::lifecycle::node::Node;
-use crate::lifecycle::{Entries, Status, deadline, launch};
+use crate::lifecycle::origin::Origin;
+use crate::lifecycle::{Entries, Status, deadline};
 use crate::registry::{SandboxRecord, SandboxRow, StoredState};
 
 /// Bytes the vault must have for a new sandbox: its clones take nothing, what it writes first does.
@@ -22,39 +24,56 @@ pub(in crate::lifecycle) async fn create(
     request: CreateSandbox,
 ) -> Result<Status, LifecycleError> {
     deadline::check_timeout(request.timeout_s, node.max_timeout_s)?;
-    let template = node.template(&request.template).await?;
-    node.require_room(ROOM_BYTES)?;
+    let origin = Origin::find(node, &team, &request.template).await?;
     let now = Timestamp::now();
+    let mut env_vars = origin.env_vars;
+    env_vars.extend(request.env_vars);
+    let record = SandboxRecord {
+        template_id: origin.template_id,
+        template_name: origin.template_name,
+        shape: origin.shape,
+        envd_version: origin.envd_version,
+        started_at: now,
+        end_at: now,
+        pause_on_timeout: request.on_timeout == OnTimeout::Pause,
+        keep_memory_on_timeout: request.keep_memory_on_timeout,
+        filesystem_only: false,
+        auto_resume: request.auto_resume,
+        secure: request.secure,
+        allow_internet: request.allow_internet,
+        network: request.network,
+        metadata: request.metadata,
+        env_vars,
+    };
+    start(node, entries, team, record, &origin.snapshot_id, request.timeout_s).await
+}
+
+/// Starts a new sandbox of `team` from `snapshot`. Nothing is left of one that cannot be started.
+pub(in crate::lifecycle) async fn start(
+    node: &Arc<Node>,
+    entries: &Entries,
+    team: TeamId,
+    record: SandboxRecord,
+    snapshot: &SnapshotId,
+    timeout_s: i64,
+) -> Result<Status, LifecycleError> {
+    node.require_room(ROOM_BYTES)?;
     let row = SandboxRow {
         id: SandboxId::random(),
         team_id: team,
         state: StoredState::Creating,
         machine_id: None,
         snapshot_id: None,
-        record: SandboxRecord {
-            template_id: template.id,
-            template_name: template.name,
-            shape: template.shape,
-            envd_version: template.envd_version,
-            started_at: now,
-            end_at: deadline::after(now, request.timeout_s),
-            pause_on_timeout: request.on_timeout == OnTimeout::Pause,
-            auto_resume: request.auto_resume,
-            secure: request.secure,
-            allow_internet: request.allow_internet,
-            network: request.network,
-            metadata: request.metadata,
-            env_vars: request.env_vars,
-        },
+        record,
     };
     // The intent is recorded while the machine is being made: one without the other is cleared away by reconciliation.
     let (recorded, launched) =
-        tokio::join!(node.registry.insert_sandbox(&row), launch::launch(node, &row, &template.snapshot_id),);
-    let machine = match (recorded, launched) {
-        (Ok(()), Ok(machine)) => machine,
+        tokio::join!(node.registry.insert_sandbox(&row), launch::launch(node, &row, snapshot));
+    let Launched { machine, base } = match (recorded, launched) {
+        (Ok(()), Ok(launched)) => launched,
         (recorded, launched) => {
-            if let Ok(machine) = launched.as_ref() {
-                machine.destroy().await;
+            if let Ok(launched) = launched.as_ref() {
+                launched.machine.destroy().await;
             }
             node.registry.delete_sandbox(&row.id).await?;
             recorded?;
@@ -64,12 +83,11 @@ pub(in crate::lifecycle) async fn create(
     let mut running = row;
     running.state = StoredState::Running;
     running.machine_id = Some(machine.id().clone());
-    let now = Timestamp::now();
-    running.record.started_at = now;
-    running.record.end_at = deadline::after(now, request.timeout_s);
+    running.record.started_at = Timestamp::now();
+    running.record.end_at = deadline::after(running.record.started_at, timeout_s);
     if let Err(error) = node.registry.update_sandbox(&running, StoredState::Creating).await {
         machine.destroy().await;
         return Err(error.into());
     }
-    Ok(Actor::spawn(node.clone(), entries.clone(), running, Carrier::running(machine)))
+    Ok(Actor::spawn(node.clone(), entries.clone(), running, Carrier::running(machine), Some(base)))
 }

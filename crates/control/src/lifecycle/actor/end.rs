@@ -44,7 +44,7 @@ impl Actor {
     pub(super) async fn expire(&mut self) -> Next {
         let outcome = if self.row.record.pause_on_timeout {
             tracing::info!("deadline reached: pausing");
-            self.pause().await.map(|()| Next::Continue)
+            self.pause(self.row.record.keep_memory_on_timeout).await.map(|()| Next::Continue)
         } else {
             tracing::info!("deadline reached: killing");
             self.kill().await.map(|()| Next::Ended)
@@ -85,6 +85,7 @@ impl Actor {
             }
         }
         self.remove_saves_under_way().await;
+        self.base = None;
         if let Some(snapshot) = self.row.snapshot_id.take() {
             self.remove_snapshot(snapshot).await;
         }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use torpor_machine::Machine;
 use torpor_types::SnapshotId;
 
-use super::{Actor, Carrier, Reply, Window, answer, chain};
+use super::{Actor, Carrier, Event, Reply, Window, answer, chain};
 use crate::lifecycle::api::LifecycleError;
 use crate::lifecycle::save::{SaveError, Saving};
 use crate::registry::StoredState;
@@ -14,12 +14,16 @@ use crate::registry::StoredState;
 // === impl Actor ===
 
 impl Actor {
-    pub(super) async fn pause_or_join(&mut self, arrived: Instant) -> Result<(), LifecycleError> {
+    pub(super) async fn pause_or_join(
+        &mut self,
+        arrived: Instant,
+        keep_memory: bool,
+    ) -> Result<(), LifecycleError> {
         if self.row.state == StoredState::Paused && Window::contains(&self.last_pause, arrived) {
             return Ok(());
         }
         let started = Instant::now();
-        let outcome = self.pause().await;
+        let outcome = self.pause(keep_memory).await;
         if outcome.is_ok() {
             self.last_pause = Some(Window::since(started));
         }
@@ -28,7 +32,7 @@ impl Actor {
 
     /// Stops the machine, captures its state, and starts to save it. On an error the sandbox runs on.
     #[tracing::instrument(name = "sandbox.pause", skip_all)]
-    pub(super) async fn pause(&mut self) -> Result<(), LifecycleError> {
+    pub(super) async fn pause(&mut self, keep_memory: bool) -> Result<(), LifecycleError> {
         let (machine, closed) = match &self.carrier {
             Carrier::Running { machine, closed, .. } => (machine.clone(), closed.clone()),
             Carrier::Nothing | Carrier::Stopped { .. } => {
@@ -37,6 +41,10 @@ impl Actor {
         };
         self.node.require_room(machine.private_bytes())?;
         let before = self.row.clone();
+        if !keep_memory {
+            self.freeze(&machine).await?;
+        }
+        self.row.record.filesystem_only = !keep_memory;
         self.row.state = StoredState::Pausing;
         self.publish();
         // Stopping can be taken back, so the intent is written while the machine stops.
@@ -50,6 +58,9 @@ impl Actor {
                 let what = "The sandbox could not be paused";
                 if let Err(error) = machine.cont().await {
                     tracing::error!(%error, "a machine that could not be paused does not run on either");
+                }
+                if !keep_memory {
+                    self.thaw(&machine).await;
                 }
                 self.row = before;
                 self.record(StoredState::Pausing).await?;
@@ -105,6 +116,39 @@ impl Actor {
             Carrier::Stopped { waiters, .. } => waiters.push(reply),
             Carrier::Nothing | Carrier::Running { .. } => answer(reply, Ok(())),
         }
+    }
+
+    pub(super) async fn saved(&mut self, epoch: u64, result: Result<SnapshotId, SaveError>) {
+        self.saves_under_way -= 1;
+        match result {
+            result if epoch == self.epoch => self.finish_pause(result).await,
+            // Overtaken by a resume: the machine runs on from the snapshot it had.
+            Ok(unwanted) => self.remove_snapshot(unwanted).await,
+            Err(_) => {}
+        }
+    }
+
+    /// Waits for the save of a pause without memory: its machine cannot just go on, it has to boot from what is saved.
+    pub(super) async fn finish_saving(&mut self) -> Result<(), LifecycleError> {
+        while let Carrier::Stopped { .. } = self.carrier {
+            let why = match self.inbound.recv().await {
+                Some(Event::Saved { epoch, result }) => {
+                    let failed = result.as_ref().err().map(|error| chain(error));
+                    self.saved(epoch, result).await;
+                    failed.filter(|_| matches!(self.carrier, Carrier::Stopped { .. }))
+                }
+                Some(Event::MachineExited(id)) => {
+                    // For the actor's loop, which ends if the sandbox does.
+                    let _ = self.events.send(Event::MachineExited(id));
+                    Some("its machine ended before it was saved".to_owned())
+                }
+                Some(Event::Awake { .. }) | None => None,
+            };
+            if let Some(why) = why {
+                return Err(LifecycleError::Failed { what: "The sandbox could not be resumed", why });
+            }
+        }
+        Ok(())
     }
 
     /// The save ended: make its snapshot the sandbox's, let go of the machine and of the snapshot before.

@@ -9,8 +9,9 @@ use tracing::Instrument;
 
 use super::{Actor, Carrier, Event, Next, Window, answer, chain};
 use crate::lifecycle::api::{Connected, LifecycleError, OnTimeout};
+use crate::lifecycle::deadline;
 use crate::lifecycle::guest::{self, InitError};
-use crate::lifecycle::{deadline, launch};
+use crate::lifecycle::launch::{self, Launched};
 use crate::registry::StoredState;
 
 // === impl Actor ===
@@ -23,8 +24,10 @@ impl Actor {
         let Carrier::Running { machine, .. } = &self.carrier else { return };
         let (epoch, events, connector) = (self.epoch, self.events.clone(), machine.connector());
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
+        self.lifecycle_id = guest::new_lifecycle_id();
+        let lifecycle_id = self.lifecycle_id.clone();
         let waking = async move {
-            let result = guest::init(&connector, &row.id, &row.record, token).await;
+            let result = guest::init(&connector, &row.id, &row.record, token, lifecycle_id).await;
             // An actor that ended wants no result.
             let _ = events.send(Event::Awake { epoch, result });
         };
@@ -79,8 +82,12 @@ impl Actor {
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
     ) -> Result<(), LifecycleError> {
+        if self.row.record.filesystem_only {
+            self.finish_saving().await?;
+        }
         let mut running = self.row.clone();
         running.state = StoredState::Running;
+        running.record.filesystem_only = false;
         if let Some(on_timeout) = on_timeout {
             running.record.pause_on_timeout = on_timeout == OnTimeout::Pause;
         }
@@ -139,13 +146,14 @@ impl Actor {
             launch::launch(&self.node, &self.row, snapshot),
         );
         match (recorded, launched) {
-            (Ok(_), Ok(machine)) => {
+            (Ok(_), Ok(Launched { machine, base })) => {
+                self.base = Some(base);
                 self.watch_exit(&machine);
                 Ok(machine)
             }
             (recorded, launched) => {
-                if let Ok(machine) = launched.as_ref() {
-                    machine.destroy().await;
+                if let Ok(launched) = launched.as_ref() {
+                    launched.machine.destroy().await;
                 }
                 self.row.state = StoredState::Paused;
                 if let Err(error) = self.record(StoredState::Resuming).await {
