@@ -1,8 +1,8 @@
 //! What a proxy must change in the headers it passes on, and nothing else.
 
-use std::net::IpAddr;
-
 use http::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+
+use crate::serve::ClientConnection;
 
 /// Headers that speak of one connection and must not travel to the next (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -41,7 +41,7 @@ pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// Makes the headers of a client's request those of the request to the sandbox.
-pub(crate) fn prepare_request(headers: &mut HeaderMap, host: Option<&str>, client: Option<IpAddr>) {
+pub(crate) fn prepare_request(headers: &mut HeaderMap, host: Option<&str>, client: Option<ClientConnection>) {
     let upgrade = upgrade_of(headers);
     strip_hop_by_hop(headers);
     // The server in front has answered "100 Continue" itself by the time the body is read.
@@ -54,10 +54,12 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap, host: Option<&str>, clien
         headers.entry("x-forwarded-host").or_insert_with(|| host.clone());
         headers.insert(HOST, host);
     }
-    headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+    let encrypted = client.is_some_and(|client| client.encrypted);
+    let scheme = HeaderValue::from_static(if encrypted { "https" } else { "http" });
+    headers.entry("x-forwarded-proto").or_insert(scheme);
     if let Some(client) = client {
         let hops = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-        let hops: Vec<String> = hops.map(str::to_owned).chain([client.to_string()]).collect();
+        let hops: Vec<String> = hops.map(str::to_owned).chain([client.address.ip().to_string()]).collect();
         if let Ok(value) = HeaderValue::try_from(hops.join(", ")) {
             headers.insert("x-forwarded-for", value);
         }
@@ -78,6 +80,10 @@ mod tests {
         pairs.collect()
     }
 
+    fn client() -> Option<ClientConnection> {
+        Some(ClientConnection { address: ([192, 0, 2, 1], 40000).into(), encrypted: false })
+    }
+
     #[test]
     fn what_belongs_to_the_clients_connection_stays_there() {
         let mut headers = map(&[
@@ -89,7 +95,7 @@ mod tests {
             ("x-access-token", "secret"),
             ("host", "8000-iabc.example.org"),
         ]);
-        prepare_request(&mut headers, Some("8000-iabc.example.org"), Some([192, 0, 2, 1].into()));
+        prepare_request(&mut headers, Some("8000-iabc.example.org"), client());
         let expected = map(&[
             ("x-access-token", "secret"),
             ("host", "8000-iabc.example.org"),
@@ -108,7 +114,7 @@ mod tests {
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-proto", "https"),
         ]);
-        prepare_request(&mut headers, Some("a.example.org"), Some([192, 0, 2, 1].into()));
+        prepare_request(&mut headers, Some("a.example.org"), client());
         assert_eq!(headers["connection"], "upgrade");
         assert_eq!(headers["upgrade"], "websocket");
         assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 192.0.2.1");

@@ -30,5 +30,5 @@ pub use front::Front;
 pub use proxy::{Gateway, Resolve};
 pub use refusal::Refusal;
 pub use route::{AGENT_PORT, SANDBOX_ID_HEADER, SANDBOX_PORT_HEADER, Target, route};
-pub use serve::{ClientAddress, serve};
+pub use serve::{ClientConnection, Transport, serve};
 pub use upstream::{Connect, Upstream};

@@ -20,7 +20,7 @@ use crate::body::{Body, BoxError, boxed, empty};
 use crate::headers::{prepare_request, set_upgrade, strip_hop_by_hop, upgrade_of};
 use crate::refusal::{Asked, Refusal, is_browser};
 use crate::route::{AGENT_PORT, Target, route};
-use crate::serve::ClientAddress;
+use crate::serve::ClientConnection;
 use crate::upstream::Upstream;
 
 /// Endpoints of the agent by which the server prepares a sandbox; a client that could call them could take it over.
@@ -92,7 +92,7 @@ impl<R: Resolve> Gateway<R> {
             return Err(Refusal::Malformed("sandboxes are no CONNECT proxies".to_owned()));
         }
         let upstream = self.resolver.resolve(id).await?;
-        let client = request.extensions().get::<ClientAddress>().map(|address| address.0.ip());
+        let client = request.extensions().get::<ClientConnection>().copied();
         let wants_upgrade = upgrade_of(request.headers()).is_some();
         let client_side = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
         prepare_request(request.headers_mut(), host.as_deref(), client);

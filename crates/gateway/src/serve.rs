@@ -1,4 +1,4 @@
-//! Accepting connections: HTTP/1.1 and HTTP/2 in clear (h2c), upgrades, an orderly end.
+//! Accepting connections: HTTP/1.1 and HTTP/2, in clear (h2c) or in TLS, upgrades, an orderly end.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +12,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 use tracing::{debug, warn};
@@ -26,12 +28,29 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long open exchanges may go on after the server was asked to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Request extension: who connected.
+/// How long a client may take to agree on TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What connections are made of.
+#[derive(Clone)]
+pub enum Transport {
+    /// TCP alone: `http://`.
+    Plain,
+    /// TLS over TCP: `https://`.
+    Tls(TlsAcceptor),
+}
+
+/// Request extension: the connection a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientAddress(pub SocketAddr);
+pub struct ClientConnection {
+    /// Who connected.
+    pub address: SocketAddr,
+    /// Whether it is a TLS connection.
+    pub encrypted: bool,
+}
 
 /// Serves connections until `shutdown` is cancelled, then lets exchanges under way finish for a few seconds.
-pub async fn serve<S, B>(listener: TcpListener, service: S, shutdown: CancellationToken)
+pub async fn serve<S, B>(listener: TcpListener, transport: Transport, service: S, shutdown: CancellationToken)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -47,7 +66,8 @@ where
         };
         match accepted {
             Ok((stream, address)) => {
-                let connection = connection(stream, address, service.clone(), graceful.watcher());
+                let connection =
+                    connection(stream, address, transport.clone(), service.clone(), graceful.watcher());
                 tokio::spawn(cut.child_token().run_until_cancelled_owned(connection));
             }
             Err(error) => {
@@ -66,8 +86,13 @@ where
     cut.cancel();
 }
 
-async fn connection<S, B>(stream: TcpStream, address: SocketAddr, service: S, watcher: Watcher)
-where
+async fn connection<S, B>(
+    stream: TcpStream,
+    address: SocketAddr,
+    transport: Transport,
+    service: S,
+    watcher: Watcher,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -76,8 +101,30 @@ where
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%address, %error, "cannot set TCP_NODELAY");
     }
+    let client = ClientConnection { address, encrypted: matches!(transport, Transport::Tls(_)) };
+    match transport {
+        Transport::Plain => exchange(stream, client, service, watcher).await,
+        Transport::Tls(acceptor) => {
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => exchange(stream, client, service, watcher).await,
+                Ok(Err(error)) => debug!(%address, %error, "no TLS connection came about"),
+                Err(_) => debug!(%address, "a client took too long to agree on TLS"),
+            }
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+async fn exchange<I, S, B>(stream: I, client: ClientConnection, service: S, watcher: Watcher)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     let service = service.map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ClientAddress(address));
+        request.extensions_mut().insert(client);
         request
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -86,7 +133,7 @@ where
     let served =
         builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     if let Err(error) = watcher.watch(served).await {
-        debug!(%address, error, "a connection ended early");
+        debug!(address = %client.address, error, "a connection ended early");
     }
 }
 

@@ -62,6 +62,11 @@ impl DataDir {
         self.root.join("kernels")
     }
 
+    /// Certificates: the private authority's, and those that ACME got.
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.root.join("tls")
+    }
+
     /// Scratch space of template builds.
     pub(crate) fn templates(&self) -> PathBuf {
         self.root.join("templates")

@@ -6,6 +6,7 @@ mod bench;
 mod client;
 mod doctor;
 mod embedded;
+mod https;
 mod layout;
 mod lock;
 mod node;
@@ -14,6 +15,7 @@ mod serve;
 mod settings;
 mod setup;
 mod teardown;
+mod tls;
 mod up;
 
 use std::path::Path;
@@ -76,6 +78,11 @@ enum Command {
     Template(TemplateCommand),
     /// Create, list and revoke API keys
     Key(KeyCommand),
+    /// Make a private certificate authority and a certificate, and say how clients trust it
+    Tls {
+        #[command(flatten)]
+        options: tls::TlsOptions,
+    },
     /// Measure a running server
     Bench {
         #[command(flatten)]
@@ -127,6 +134,7 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         Command::Snapshot(command) => command.run(path).await?,
         Command::Template(command) => command.run(path).await?,
         Command::Key(command) => command.run(path).await?,
+        Command::Tls { options } => println!("{}", tls::run(path, &options)?),
         Command::Bench { endpoint, json, command } => {
             let (url, key) = endpoint.resolve(path)?;
             let run_dir = DataDir::existing(path).map(|data_dir| data_dir.run_dir()).unwrap_or_default();

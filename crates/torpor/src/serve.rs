@@ -1,4 +1,4 @@
-//! `torpor serve`: API and gateway on one port, until told to stop.
+//! `torpor serve`: API and gateway on one port, and on a second one over HTTPS, until told to stop.
 //!
 //! Stopping the server, in whatever way, stops no sandbox: machines are processes of their own, and the next server takes
 //! them over.
@@ -15,9 +15,10 @@ use torpor_control::keys;
 use torpor_control::lifecycle::{NodeOptions, Sandboxes};
 use torpor_control::registry::Registry;
 use torpor_control::timings::server_timing;
-use torpor_gateway::{Front, Gateway};
+use torpor_gateway::{Front, Gateway, Transport};
 use torpor_vault::place::{self, PlaceOptions};
 
+use crate::https::{Https, HttpsError};
 use crate::layout::DataDir;
 use crate::node::{Node, NodeError};
 use crate::settings::Settings;
@@ -47,6 +48,9 @@ pub(crate) enum ServeError {
     /// The port.
     #[error("cannot listen on {address}: {cause}. Choose another with --listen")]
     Listen { address: std::net::SocketAddr, cause: std::io::Error },
+    /// The port for HTTPS, or its certificate.
+    #[error(transparent)]
+    Https(#[from] HttpsError),
     /// Network devices or rules that an earlier server left, or this one is leaving.
     #[error(transparent)]
     Network(#[from] torpor_network::RemoveError),
@@ -67,6 +71,7 @@ pub(crate) async fn serve(
     let node = Node::open(data_dir, settings, accelerator, PlaceOptions::default()).await?;
     // Taken before anything starts, so that a port in use costs nothing.
     let listener = TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
+    let https = Https::open(data_dir, settings).await?;
     let registry = Registry::open(data_dir.root()).await?;
     keys::ensure_cli_key(data_dir.root(), &registry).await?;
     let (sandboxes, reconciled) = Sandboxes::start(NodeOptions {
@@ -86,7 +91,15 @@ pub(crate) async fn serve(
     let front = Front::new(Gateway::new(Routes::new(sandboxes)), api);
     let address = listener.local_addr().unwrap_or(address);
     ready(address);
-    torpor_gateway::serve(listener, front, stop).await;
+    let plain = torpor_gateway::serve(listener, Transport::Plain, front.clone(), stop.clone());
+    let encrypted = async {
+        if let Some(Https { listener, transport, files }) = https {
+            let following = tokio::spawn(files.follow());
+            torpor_gateway::serve(listener, transport, front, stop).await;
+            following.abort();
+        }
+    };
+    tokio::join!(plain, encrypted);
     tracing::info!("stopped; running sandboxes go on and are taken over by the next server");
     trimming.abort();
     node.machines.stop_warming(Duration::from_secs(5)).await;

@@ -35,6 +35,18 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_LISTEN")]
     pub(crate) listen: Option<SocketAddr>,
 
+    /// Address and port of API and gateway over HTTPS, beside the plain ones [default: none]
+    #[arg(long, env = "TORPOR_HTTPS_LISTEN")]
+    pub(crate) https_listen: Option<SocketAddr>,
+
+    /// PEM file with the certificate for HTTPS, its chain after it [default: the one of `torpor tls`]
+    #[arg(long, env = "TORPOR_TLS_CERT")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// PEM file with the certificate's private key; both files are read again when they change
+    #[arg(long, env = "TORPOR_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
+
     /// Domain under which sandboxes are reached as {port}-{id}.{domain}; may hold a port
     #[arg(long, env = "TORPOR_DOMAIN")]
     pub(crate) domain: Option<String>,
@@ -100,6 +112,9 @@ impl Settings {
     fn or(self, other: Settings) -> Settings {
         Settings {
             listen: self.listen.or(other.listen),
+            https_listen: self.https_listen.or(other.https_listen),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
             domain: self.domain.or(other.domain),
             max_timeout_hours: self.max_timeout_hours.or(other.max_timeout_hours),
             warm_machines: self.warm_machines.or(other.warm_machines),

@@ -1,14 +1,7 @@
-//! The gateway between real TCP servers (standing for programs in a sandbox) and real clients.
-
-// The lint knows the bodies of tests, not what they call.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Routing, streaming, upgrades, refusals.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -20,118 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_util::sync::CancellationToken;
-use torpor_gateway::{Front, Gateway, Refusal, Resolve, Upstream, serve};
-use torpor_types::SandboxId;
 
-/// One sandbox, `isandbox`, whose ports are ports of this host's loopback.
-#[derive(Clone)]
-struct Sandbox {
-    upstream: Upstream,
-    closed: CancellationToken,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Sandbox {
-    fn new() -> Self {
-        let closed = CancellationToken::new();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        let connect = move |port| {
-            count.fetch_add(1, Ordering::SeqCst);
-            TcpStream::connect(("127.0.0.1", port))
-        };
-        Self { upstream: Upstream::new(connect, closed.clone()), closed, connections }
-    }
-}
-
-impl Resolve for Sandbox {
-    async fn resolve(&self, id: &SandboxId) -> Result<Upstream, Refusal> {
-        match id.as_str() {
-            "ibusy" => Err(Refusal::Transitioning),
-            "isandbox" if !self.closed.is_cancelled() => Ok(self.upstream.clone()),
-            _ => Err(Refusal::NotFound),
-        }
-    }
-}
-
-/// Starts the gateway in front of a control plane that answers "api" and its path.
-async fn gateway(sandbox: &Sandbox) -> SocketAddr {
-    let api = tower::service_fn(|request: Request<Incoming>| async move {
-        let text = format!("api {}", request.uri().path());
-        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
-    });
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let front = Front::new(Gateway::new(sandbox.clone()), api);
-    tokio::spawn(serve(listener, front, CancellationToken::new()));
-    address
-}
-
-/// Starts a program that speaks HTTP on a loopback port.
-async fn http_program<F, Fut, B>(answer: F) -> u16
-where
-    F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Response<B>> + Send,
-    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let service = tower::service_fn(move |request| {
-        let answer = answer.clone();
-        async move { Ok::<_, Infallible>(answer(request).await) }
-    });
-    tokio::spawn(serve(listener, service, CancellationToken::new()));
-    port
-}
-
-/// Starts a program that handles one raw connection at a time.
-async fn raw_program<F, Fut>(handle: F) -> u16
-where
-    F: Fn(TcpStream) -> Fut + Send + 'static,
-    Fut: Future<Output = ()> + Send,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            handle(stream).await;
-        }
-    });
-    port
-}
-
-async fn closed_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
-}
-
-fn to(port: u16, method: &str, path: &str) -> http::request::Builder {
-    Request::builder().method(method).uri(path).header("host", format!("{port}-isandbox.example.org"))
-}
-
-async fn client<B>(address: SocketAddr) -> hyper::client::conn::http1::SendRequest<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<torpor_gateway::BoxError>,
-{
-    let stream = TcpStream::connect(address).await.unwrap();
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    sender
-}
-
-async fn ask(address: SocketAddr, request: http::request::Builder) -> (u16, String) {
-    let request = request.body(Empty::<Bytes>::new()).unwrap();
-    let response = client(address).await.send_request(request).await.unwrap();
-    let status = response.status().as_u16();
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    (status, String::from_utf8(body.to_vec()).unwrap())
-}
-
-/// Fails the test instead of hanging it; long enough for any busy machine.
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("this should have ended long ago")
-}
+use crate::support::{Sandbox, ask, client, closed_port, gateway, http_program, raw_program, soon, to};
 
 #[tokio::test]
 async fn requests_reach_the_port_they_name_by_host_or_headers_and_the_api_otherwise() {
