@@ -24,7 +24,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use client::{Endpoint, KeyCommand, SandboxCommand, TemplateCommand};
+use client::{Endpoint, KeyCommand, SandboxCommand, TeamCommand, TemplateCommand};
 use layout::DataDir;
 use settings::{DataDirOption, Settings};
 
@@ -75,6 +75,8 @@ enum Command {
     Template(TemplateCommand),
     /// Create, list and revoke API keys
     Key(KeyCommand),
+    /// Create and list teams, and set their limits
+    Team(TeamCommand),
     /// Measure a running server
     Bench {
         #[command(flatten)]
@@ -125,6 +127,7 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         Command::Sandbox(command) => return Ok(command.run(path).await?),
         Command::Template(command) => command.run(path).await?,
         Command::Key(command) => command.run(path).await?,
+        Command::Team(command) => command.run(path).await?,
         Command::Bench { endpoint, json, command } => {
             let (url, key) = endpoint.resolve(path)?;
             let run_dir = DataDir::existing(path).map(|data_dir| data_dir.run_dir()).unwrap_or_default();

@@ -5,11 +5,13 @@
 
 mod error;
 mod extract;
+mod idempotency;
 mod list;
 mod network;
 mod resolve;
 mod sandboxes;
 mod state;
+mod teams;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -30,6 +32,7 @@ use tracing::Span;
 
 pub use error::ApiError;
 use extract::Team;
+use idempotency::Repeats;
 pub use resolve::Routes;
 pub use state::ApiOptions;
 use state::{ApiState, Lifecycle};
@@ -47,7 +50,7 @@ pub fn router(sandboxes: Sandboxes, registry: Registry, options: ApiOptions) -> 
 }
 
 fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions) -> Router {
-    let state = Arc::new(ApiState { sandboxes, registry, options });
+    let state = Arc::new(ApiState { sandboxes, registry, options, repeats: Repeats::default() });
     let log = TraceLayer::new_for_http().make_span_with(request_span).on_request(()).on_response(log_answer);
     let middleware = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
@@ -70,6 +73,7 @@ fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions
         .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect_v2))
         .route("/sandboxes/{id}/timeout", post(sandboxes::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(sandboxes::refresh))
+        .route("/teams", get(teams::list))
         .route("/templates", get(templates))
         .route("/v2/templates", get(templates))
         .fallback(not_found)

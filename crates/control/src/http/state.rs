@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use torpor_types::{SandboxId, TeamId};
 
+use super::idempotency::Repeats;
 use crate::lifecycle::{Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes};
 use crate::registry::Registry;
 
@@ -22,6 +23,7 @@ pub(super) struct ApiState {
     pub(super) registry: Registry,
     pub(super) options: ApiOptions,
 }
+    pub(super) repeats: Repeats,
 
 /// The operations of [`Sandboxes`] the API calls, which say there what they do. A seam, so that the wire protocol can
 /// be proven without starting machines.

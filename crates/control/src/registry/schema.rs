@@ -11,7 +11,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use super::RegistryError;
 
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE teams (
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -49,7 +50,22 @@ const STEPS: &[&str] = &["
         name TEXT PRIMARY KEY,
         value BLOB NOT NULL
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE teams ADD COLUMN max_running INTEGER;
+    ALTER TABLE teams ADD COLUMN max_timeout_hours INTEGER;
+",
+    "
+    CREATE TABLE create_keys (
+        team_id TEXT NOT NULL REFERENCES teams(id),
+        key TEXT NOT NULL,
+        request_hash TEXT NOT NULL,
+        sandbox_id TEXT NOT NULL,
+        created_s INTEGER NOT NULL,
+        PRIMARY KEY (team_id, key)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 pub(super) async fn open(path: &Path) -> Result<SqlitePool, RegistryError> {
     let shown = path.display().to_string();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use torpor_types::{SandboxId, TeamId};
+use torpor_types::TeamId;
 
 use super::{Actor, Carrier};
 use crate::lifecycle::api::{CreateSandbox, LifecycleError, OnTimeout};
@@ -21,12 +21,15 @@ pub(in crate::lifecycle) async fn create(
     team: TeamId,
     request: CreateSandbox,
 ) -> Result<Status, LifecycleError> {
-    deadline::check_timeout(request.timeout_s, node.max_timeout_s)?;
+    let limits = node.limits(&team).await?;
+    deadline::check_timeout(request.timeout_s, limits.max_timeout_s)?;
     let template = node.template(&request.template).await?;
     node.require_room(ROOM_BYTES)?;
+    let id = request.id;
+    let _place = node.starts.take_place(entries, &team, &id, limits.max_running)?;
     let now = Timestamp::now();
     let row = SandboxRow {
-        id: SandboxId::random(),
+        id,
         team_id: team,
         state: StoredState::Creating,
         machine_id: None,
