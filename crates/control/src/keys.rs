@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use torpor_types::TeamId;
 
-use crate::registry::{KeyRow, Registry, RegistryError};
+use crate::registry::{KeyRow, Registry, RegistryError, TeamRow};
 
 /// The team that owns every key of a node with one team.
 pub const DEFAULT_TEAM: &str = "default";
@@ -90,7 +90,15 @@ impl std::fmt::Debug for ApiKey {
 
 /// Makes a key for the default team. The key is returned once and cannot be had again.
 pub async fn create(registry: &Registry, name: &str) -> Result<(ApiKey, KeyRow), KeyError> {
-    let team = registry.team_named(DEFAULT_TEAM).await?;
+    create_for(registry, registry.team_named(DEFAULT_TEAM).await?, name).await
+}
+
+/// Makes a key for `team`. The key is returned once and cannot be had again.
+pub async fn create_for(
+    registry: &Registry,
+    team: TeamRow,
+    name: &str,
+) -> Result<(ApiKey, KeyRow), KeyError> {
     let key = ApiKey::generate();
     let row = KeyRow {
         id: format!("k{}", hex::encode(rand::random::<[u8; 5]>())),

@@ -3,6 +3,7 @@
 //! - [`registry`] is the database: teams, keys, templates, sandboxes. It records every intent before it is acted on.
 //! - [`lifecycle`] owns the sandboxes: one actor each, which alone changes its state.
 //! - [`keys`] makes and checks API keys.
+//! - [`teams`] makes and limits teams.
 //! - [`timings`] tells where the time of a request went.
 //! - [`http`] translates the wire protocol to and from `lifecycle`.
 
@@ -10,4 +11,5 @@ pub mod http;
 pub mod keys;
 pub mod lifecycle;
 pub mod registry;
+pub mod teams;
 pub mod timings;

@@ -26,7 +26,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use client::{Endpoint, KeyCommand, SandboxCommand, SnapshotCommand, TemplateCommand};
+use client::{Endpoint, KeyCommand, SandboxCommand, SnapshotCommand, TeamCommand, TemplateCommand};
 use layout::DataDir;
 use settings::{DataDirOption, Settings};
 
@@ -83,6 +83,8 @@ enum Command {
         #[command(flatten)]
         options: tls::TlsOptions,
     },
+    /// Create and list teams, and set their limits
+    Team(TeamCommand),
     /// Measure a running server
     Bench {
         #[command(flatten)]
@@ -135,6 +137,7 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         Command::Template(command) => command.run(path).await?,
         Command::Key(command) => command.run(path).await?,
         Command::Tls { options } => println!("{}", tls::run(path, &options)?),
+        Command::Team(command) => command.run(path).await?,
         Command::Bench { endpoint, json, command } => {
             let (url, key) = endpoint.resolve(path)?;
             let run_dir = DataDir::existing(path).map(|data_dir| data_dir.run_dir()).unwrap_or_default();

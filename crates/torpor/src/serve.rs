@@ -78,7 +78,7 @@ pub(crate) async fn serve(
         registry: registry.clone(),
         vault: node.vault.clone(),
         machines: node.machines.clone(),
-        max_timeout_s: settings.max_timeout_s(),
+        limits: settings.limits(),
         warm_machines: settings.warm_machines(),
         kernels_dir: data_dir.kernels(),
     })

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use torpor_control::lifecycle::Limits;
 
 use crate::layout::{DEFAULT_DATA_DIR, DataDir};
 
@@ -51,9 +52,13 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_DOMAIN")]
     pub(crate) domain: Option<String>,
 
-    /// Longest time a sandbox may run without a resume, in hours [default: 24]
+    /// Longest time a sandbox may run without a resume, in hours, unless its team has a limit of its own [default: 24]
     #[arg(long, env = "TORPOR_MAX_TIMEOUT_HOURS")]
     pub(crate) max_timeout_hours: Option<u32>,
+
+    /// Sandboxes that a team may have running, unless it has a limit of its own [default: any number]
+    #[arg(long, env = "TORPOR_MAX_RUNNING")]
+    pub(crate) max_running: Option<u32>,
 
     /// Machines kept ready for each template; more make bursts of creates quicker and cost 16 to 40 MB each
     /// [default: 2]
@@ -117,6 +122,7 @@ impl Settings {
             tls_key: self.tls_key.or(other.tls_key),
             domain: self.domain.or(other.domain),
             max_timeout_hours: self.max_timeout_hours.or(other.max_timeout_hours),
+            max_running: self.max_running.or(other.max_running),
             warm_machines: self.warm_machines.or(other.warm_machines),
             accelerator: self.accelerator.or(other.accelerator),
             qemu: self.qemu.or(other.qemu),
@@ -132,9 +138,10 @@ impl Settings {
         self.listen.unwrap_or(LOOPBACK)
     }
 
-    /// The longest life between two resumes, in seconds.
-    pub(crate) fn max_timeout_s(&self) -> i64 {
-        i64::from(self.max_timeout_hours.unwrap_or(DEFAULT_MAX_TIMEOUT_HOURS)) * 3600
+    /// What a team may have that has no limits of its own.
+    pub(crate) fn limits(&self) -> Limits {
+        let max_timeout_hours = self.max_timeout_hours.unwrap_or(DEFAULT_MAX_TIMEOUT_HOURS);
+        Limits { max_running: self.max_running, max_timeout_s: i64::from(max_timeout_hours) * 3600 }
     }
 
     /// Machines kept ready for each template.
@@ -160,7 +167,7 @@ mod tests {
         let settings = in_dir("warm_machines = 1\nlisten = \"0.0.0.0:80\"", flags).unwrap();
         assert_eq!(settings.warm_machines(), 7);
         assert_eq!(settings.listen().to_string(), "0.0.0.0:80");
-        assert_eq!(settings.max_timeout_s(), 86_400);
+        assert_eq!(settings.limits(), Limits { max_running: None, max_timeout_s: 86_400 });
     }
 
     #[test]

@@ -70,7 +70,10 @@ impl From<LifecycleError> for ApiError {
                 (StatusCode::CONFLICT, None)
             }
             E::InvalidName { .. } | E::SnapshotInUse { .. } => (StatusCode::BAD_REQUEST, None),
-            E::TimeoutNotPositive | E::TimeoutTooLong { .. } => (StatusCode::BAD_REQUEST, None),
+            E::TimeoutNotPositive | E::TimeoutTooLong { .. } | E::MaxLengthExceeded => {
+                (StatusCode::BAD_REQUEST, None)
+            }
+            E::TooManyRunning { .. } => (StatusCode::TOO_MANY_REQUESTS, None),
             // Not 503: SDKs would repeat the request, and room does not appear by waiting.
             E::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, Some("sandbox_capacity_unavailable")),
             E::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, None),
@@ -108,6 +111,8 @@ mod tests {
             LifecycleError::TemplateNotFound { asked: "base".into(), known: vec![] },
             LifecycleError::TimeoutNotPositive,
             LifecycleError::TimeoutTooLong { max_hours: 24 },
+            LifecycleError::MaxLengthExceeded,
+            LifecycleError::TooManyRunning { max_running: 20 },
             LifecycleError::NoRoom { missing_bytes: 1_048_576 },
             LifecycleError::Failed { what: "the pause failed", why: "no reply".into() },
             LifecycleError::ShuttingDown,

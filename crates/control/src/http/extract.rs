@@ -16,6 +16,11 @@ use crate::keys::{self, ApiKey};
 /// Bodies of the control plane are small; anything larger is a mistake.
 const MAX_BODY_BYTES: usize = 1 << 20;
 
+/// The API key that came with the request, whether or not it opens anything: in `X-API-Key`, or as a bearer token, where
+/// the CLI puts what it was given as access token.
+#[derive(Debug, Clone)]
+pub(super) struct PresentedKey(pub(super) ApiKey);
+
 /// The team whose key came with the request.
 #[derive(Debug, Clone)]
 pub(super) struct Team(pub(super) TeamId);
@@ -28,21 +33,33 @@ pub(super) struct SandboxPath(pub(super) SandboxId);
 #[derive(Debug, Clone)]
 pub(super) struct JsonBody<T>(pub(super) T);
 
+// === impl PresentedKey ===
+
+impl<S: Send + Sync> FromRequestParts<S> for PresentedKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let text = |name: &str| parts.headers.get(name)?.to_str().ok().map(str::trim);
+        let bearer = || text("authorization")?.strip_prefix("Bearer ").map(str::trim);
+        let shown = text("x-api-key").filter(|key| !key.is_empty()).or_else(bearer);
+        match shown.filter(|key| !key.is_empty()) {
+            Some(key) => Ok(Self(ApiKey::from_client(key))),
+            None => Err(ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                "No API key: send one in the header X-API-Key (SDKs read E2B_API_KEY). \
+                 `torpor key create` on the server's host makes one",
+            )),
+        }
+    }
+}
+
 // === impl Team ===
 
 impl FromRequestParts<Arc<ApiState>> for Team {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &Arc<ApiState>) -> Result<Self, ApiError> {
-        let header = parts.headers.get("x-api-key").map(|value| value.to_str().unwrap_or_default());
-        let Some(text) = header.filter(|text| !text.trim().is_empty()) else {
-            return Err(ApiError::new(
-                StatusCode::UNAUTHORIZED,
-                "No API key: send one in the header X-API-Key (SDKs read E2B_API_KEY). \
-                 `torpor key create` on the server's host makes one",
-            ));
-        };
-        let key = ApiKey::from_client(text);
+        let PresentedKey(key) = PresentedKey::from_request_parts(parts, state).await?;
         match keys::team_of(&state.registry, &key).await? {
             Some(team) => Ok(Self(team)),
             None => Err(ApiError::new(

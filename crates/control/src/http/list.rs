@@ -98,6 +98,12 @@ impl ListQuery {
         Ok(list)
     }
 
+    /// The one parameter of the list's first version.
+    pub(super) fn metadata_of(query: &str) -> BTreeMap<String, String> {
+        let named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "metadata");
+        named.flat_map(|(_, value)| parse_metadata(&value).collect::<Vec<_>>()).collect()
+    }
+
     /// Picks, orders and cuts.
     pub(super) fn page(&self, all: Vec<SandboxView>) -> Page {
         let mut matching: Vec<SandboxView> = all.into_iter().filter(|view| self.matches(view)).collect();

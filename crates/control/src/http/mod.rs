@@ -5,12 +5,14 @@
 
 mod error;
 mod extract;
+mod idempotency;
 mod list;
 mod network;
 mod resolve;
 mod sandboxes;
 mod snapshots;
 mod state;
+mod teams;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -31,6 +33,7 @@ use tracing::Span;
 
 pub use error::ApiError;
 use extract::Team;
+use idempotency::Repeats;
 pub use resolve::Routes;
 pub use state::ApiOptions;
 use state::{ApiState, Lifecycle};
@@ -48,7 +51,7 @@ pub fn router(sandboxes: Sandboxes, registry: Registry, options: ApiOptions) -> 
 }
 
 fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions) -> Router {
-    let state = Arc::new(ApiState { sandboxes, registry, options });
+    let state = Arc::new(ApiState { sandboxes, registry, options, repeats: Repeats::default() });
     let log = TraceLayer::new_for_http().make_span_with(request_span).on_request(()).on_response(log_answer);
     let middleware = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
@@ -75,6 +78,7 @@ fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions
         .route("/sandboxes/{id}/fork", post(snapshots::fork))
         .route("/snapshots", get(snapshots::list))
         .route("/templates/{id}", axum::routing::delete(snapshots::delete))
+        .route("/teams", get(teams::list))
         .route("/templates", get(templates))
         .route("/v2/templates", get(templates))
         .fallback(not_found)

@@ -58,11 +58,13 @@ fn refusal(error: LifecycleError) -> Refusal {
     match error {
         E::NotFound(_) | E::Paused(_) | E::AlreadyPaused(_) | E::NotRunning(_) => Refusal::NotFound,
         E::InTransition(_) | E::AlreadyRunning(_) => Refusal::Transitioning,
+        E::TooManyRunning { .. } => Refusal::Limited(error.to_string()),
         E::TemplateNotFound { .. }
         | E::InvalidName { .. }
         | E::SnapshotInUse { .. }
         | E::TimeoutNotPositive
         | E::TimeoutTooLong { .. }
+        | E::MaxLengthExceeded
         | E::NoRoom { .. }
         | E::Failed { .. }
         | E::ShuttingDown

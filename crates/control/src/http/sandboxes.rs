@@ -10,43 +10,51 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::extract::{JsonBody, SandboxPath, Team};
+use super::idempotency::{IdempotencyKey, create_once};
 use super::list::ListQuery;
 use super::state::ApiState;
 use super::wire::{
     CreateVersion, ListedSandbox, NewSandbox, PauseRequest, RefreshRequest, ResumeRequest, Sandbox,
     SandboxDetail, TimeoutRequest, on_timeout, time_text,
 };
-use crate::lifecycle::api::DEFAULT_TIMEOUT_S;
-use crate::lifecycle::{Connected, VisibleState};
+use crate::lifecycle::{Connected, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, VisibleState};
 
 type Shared = State<Arc<ApiState>>;
 
-/// Seconds a `refreshes` without a duration asks for, and the most it may.
+/// The most seconds a `refreshes` may ask for.
 const MAX_REFRESH_S: i64 = 3600;
 
 pub(super) async fn create_v1(
     state: Shared,
     team: Team,
+    headers: HeaderMap,
     body: JsonBody<NewSandbox>,
 ) -> Result<Response, ApiError> {
-    create(state, team, body, CreateVersion::V1).await
+    create(state, team, &headers, body, CreateVersion::V1).await
 }
 
 pub(super) async fn create_v2(
     state: Shared,
     team: Team,
+    headers: HeaderMap,
     body: JsonBody<NewSandbox>,
 ) -> Result<Response, ApiError> {
-    create(state, team, body, CreateVersion::V2).await
+    create(state, team, &headers, body, CreateVersion::V2).await
 }
 
 async fn create(
     State(state): Shared,
     Team(team): Team,
+    headers: &HeaderMap,
     JsonBody(body): JsonBody<NewSandbox>,
     version: CreateVersion,
 ) -> Result<Response, ApiError> {
-    let view = state.sandboxes.create(&team, body.into_create(version)?).await?;
+    let key = IdempotencyKey::read(headers)?;
+    let request = body.into_create(version)?;
+    let view = match key {
+        Some(key) => create_once(state.clone(), team, key, request).await?,
+        None => state.sandboxes.create(&team, request).await?,
+    };
     let domain = state.options.domain.as_deref();
     Ok((StatusCode::CREATED, Json(Sandbox::new(view, domain))).into_response())
 }
@@ -57,9 +65,8 @@ pub(super) async fn list_v1(
     Team(team): Team,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Vec<ListedSandbox>>, ApiError> {
-    let asked = ListQuery::parse(&query.unwrap_or_default())?;
     let list = ListQuery {
-        metadata: asked.metadata,
+        metadata: ListQuery::metadata_of(&query.unwrap_or_default()),
         states: vec![VisibleState::Running],
         limit: usize::MAX,
         ..ListQuery::default()
@@ -121,7 +128,7 @@ pub(super) async fn resume(
     JsonBody(body): JsonBody<ResumeRequest>,
 ) -> Result<Response, ApiError> {
     refuse_cold_boot(&body)?;
-    let timeout_s = body.timeout.unwrap_or(DEFAULT_TIMEOUT_S);
+    let timeout_s = body.timeout.unwrap_or(LEGACY_TIMEOUT_S);
     let view = state.sandboxes.resume(&team, &id, timeout_s, body.auto_pause.map(on_timeout)).await?;
     let domain = state.options.domain.as_deref();
     Ok((StatusCode::CREATED, Json(Sandbox::new(view, domain))).into_response())
@@ -171,7 +178,7 @@ pub(super) async fn refresh(
     SandboxPath(id): SandboxPath,
     JsonBody(body): JsonBody<RefreshRequest>,
 ) -> Result<StatusCode, ApiError> {
-    let duration_s = body.duration.unwrap_or(MAX_REFRESH_S);
+    let duration_s = body.duration.unwrap_or(LEGACY_TIMEOUT_S);
     if !(0..=MAX_REFRESH_S).contains(&duration_s) {
         return Err(ApiError::bad_request(format!("Invalid duration: it is 0 to {MAX_REFRESH_S} seconds")));
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use torpor_types::{SandboxId, TeamId};
 
+use super::idempotency::Repeats;
 use crate::lifecycle::{
     Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes, SnapshotView,
 };
@@ -23,6 +24,7 @@ pub(super) struct ApiState {
     pub(super) sandboxes: Arc<dyn Lifecycle>,
     pub(super) registry: Registry,
     pub(super) options: ApiOptions,
+    pub(super) repeats: Repeats,
 }
 
 /// The operations of [`Sandboxes`] the API calls, which say there what they do. A seam, so that the wire protocol can

@@ -25,6 +25,8 @@ use crate::registry::TemplateRow;
 struct Pretended {
     views: Mutex<BTreeMap<SandboxId, (TeamId, SandboxView)>>,
     snapshots: Mutex<Vec<SnapshotView>>,
+    /// Makes creates wait, so that others come while one is under way.
+    creating: tokio::sync::Mutex<()>,
 }
 
 impl Pretended {
@@ -50,6 +52,7 @@ fn start(view: &mut SandboxView, timeout_s: i64) {
 #[async_trait]
 impl Lifecycle for Pretended {
     async fn create(&self, team: &TeamId, asked: CreateSandbox) -> Result<SandboxView, LifecycleError> {
+        let _turn = self.creating.lock().await;
         if asked.timeout_s <= 0 {
             return Err(LifecycleError::TimeoutNotPositive);
         }
@@ -58,7 +61,7 @@ impl Lifecycle for Pretended {
             return Err(LifecycleError::TemplateNotFound { asked: asked.template, known });
         }
         let mut view = SandboxView {
-            id: SandboxId::random(),
+            id: asked.id,
             template_id: "tbase".parse().unwrap(),
             template_name: "base".to_owned(),
             state: VisibleState::Running,
@@ -222,6 +225,7 @@ impl Lifecycle for Pretended {
 
 struct Server {
     router: Router,
+    sandboxes: Arc<Pretended>,
     registry: Registry,
     key: String,
     _dir: tempfile::TempDir,
@@ -233,8 +237,9 @@ impl Server {
         let registry = Registry::open(dir.path()).await.unwrap();
         let (key, _) = keys::create(&registry, "test").await.unwrap();
         let options = ApiOptions { domain: None };
-        let router = routes(Arc::new(Pretended::default()), registry.clone(), options);
-        Self { router, registry, key: key.reveal().to_owned(), _dir: dir }
+        let sandboxes = Arc::new(Pretended::default());
+        let router = routes(sandboxes.clone(), registry.clone(), options);
+        Self { router, sandboxes, registry, key: key.reveal().to_owned(), _dir: dir }
     }
 
     async fn send(&self, request: Request<Body>) -> (u16, HeaderMap, Value) {
@@ -249,6 +254,18 @@ impl Server {
         let request = Request::builder().method(method).uri(path).header("X-API-KEY", &self.key);
         let request = request.header("content-type", "application/json").body(Body::from(body.to_owned()));
         let (status, _, body) = self.send(request.unwrap()).await;
+        (status, body)
+    }
+
+    /// A key of another team.
+    async fn key_of_another_team(&self) -> String {
+        let team = self.registry.team_named("other").await.unwrap();
+        keys::create_for(&self.registry, team, "test").await.unwrap().0.reveal().to_owned()
+    }
+
+    async fn create_once(&self, key: &str, idempotency_key: &str, path: &str, body: &str) -> (u16, Value) {
+        let request = Request::post(path).header("x-api-key", key).header("idempotency-key", idempotency_key);
+        let (status, _, body) = self.send(request.body(Body::from(body.to_owned())).unwrap()).await;
         (status, body)
     }
 
@@ -490,4 +507,128 @@ async fn templates_and_the_console_are_listed_in_the_shapes_the_cli_reads() {
     assert_eq!((status, logs["logs"].as_array().unwrap().len()), (200, 2));
     let line: Value = serde_json::from_str(logs["logs"][1]["line"].as_str().unwrap()).unwrap();
     assert_eq!(line["message"], "ready");
+}
+
+#[tokio::test]
+async fn one_team_never_sees_or_touches_anothers_sandboxes() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    let other = server.key_of_another_team().await;
+    let as_other = async |method: &str, path: &str, body: &'static str| {
+        let request = Request::builder().method(method).uri(path).header("X-API-Key", &other);
+        let (status, _, body) = server.send(request.body(Body::from(body)).unwrap()).await;
+        (status, body)
+    };
+    let routes = [
+        ("GET", format!("/sandboxes/{id}"), ""),
+        ("DELETE", format!("/sandboxes/{id}"), ""),
+        ("GET", format!("/sandboxes/{id}/logs"), ""),
+        ("POST", format!("/sandboxes/{id}/pause"), "{}"),
+        ("POST", format!("/sandboxes/{id}/resume"), "{}"),
+        ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":60}"#),
+        ("POST", format!("/v2/sandboxes/{id}/connect"), "{}"),
+        ("POST", format!("/sandboxes/{id}/timeout"), r#"{"timeout":60}"#),
+        ("POST", format!("/sandboxes/{id}/refreshes"), "{}"),
+    ];
+    for state in ["running", "paused"] {
+        for (method, path, body) in &routes {
+            let (status, answer) = as_other(method, path, body).await;
+            assert_eq!(status, 404, "{method} {path} of a {state} sandbox: {answer}");
+        }
+        for list in ["/sandboxes", "/v2/sandboxes", "/v2/sandboxes?state=running,paused"] {
+            assert_eq!(as_other("GET", list, "").await, (200, json!([])), "{list}");
+        }
+        let (status, mine) = server.ask("GET", &format!("/sandboxes/{id}"), "").await;
+        assert_eq!((status, &mine["state"]), (200, &json!(state)), "nothing was changed: {mine}");
+        server.ask("POST", &format!("/sandboxes/{id}/pause"), "").await;
+    }
+}
+
+#[tokio::test]
+async fn the_cli_learns_whose_key_it_has_also_by_a_bearer_token() {
+    let server = Server::start().await;
+    for (name, value) in
+        [("x-api-key", server.key.clone()), ("authorization", format!("Bearer {}", server.key))]
+    {
+        let request = Request::get("/teams").header(name, value).body(Body::empty()).unwrap();
+        let (status, _, mut teams) = server.send(request).await;
+        assert_eq!(status, 200, "{teams}");
+        assert!(teams[0]["teamID"].as_str().unwrap().starts_with('g'), "{teams}");
+        teams[0]["teamID"] = json!("[id]");
+        let expected =
+            json!([{"teamID": "[id]", "name": "default", "apiKey": server.key, "isDefault": true}]);
+        assert_eq!(teams, expected);
+    }
+}
+
+const GOOD: &str = r#"{"templateID":"base","metadata":{"a":"1","b":"2"}}"#;
+
+#[tokio::test]
+async fn a_create_that_is_sent_again_with_its_key_makes_no_second_sandbox() {
+    let server = Server::start().await;
+    let create =
+        async |key: &str, body: &str| server.create_once(&server.key, key, "/v2/sandboxes", body).await;
+    let (status, first) = create("one", GOOD).await;
+    assert_eq!(status, 201);
+    let same = r#"{ "metadata": {"b":"2","a":"1"}, "timeout": 300, "templateID": "base" }"#;
+    assert_eq!(create("one", same).await, (201, first.clone()), "the same, said otherwise");
+    assert_ne!(create("two", GOOD).await.1["sandboxID"], first["sandboxID"]);
+    let (status, refused) = create("one", r#"{"templateID":"base","timeout":60}"#).await;
+    assert_eq!((status, &refused["code"]), (409, &json!(409)), "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains(first["sandboxID"].as_str().unwrap()), "{refused}");
+
+    let id = first["sandboxID"].as_str().unwrap();
+    server.ask("POST", &format!("/sandboxes/{id}/pause"), "").await;
+    assert_eq!(create("one", GOOD).await.1["sandboxID"], *id, "a paused sandbox is still there");
+    server.ask("DELETE", &format!("/sandboxes/{id}"), "").await;
+    let (status, anew) = create("one", r#"{"templateID":"base","timeout":60}"#).await;
+    assert_eq!(status, 201, "a killed one is created anew, whatever is asked: {anew}");
+    assert_ne!(anew["sandboxID"], *id);
+}
+
+#[tokio::test]
+async fn a_key_is_free_again_when_its_create_failed_and_belongs_to_one_team() {
+    let server = Server::start().await;
+    let (status, _) = server.create_once(&server.key, "k", "/sandboxes", r#"{"templateID":"nope"}"#).await;
+    assert_eq!(status, 404);
+    let (status, mine) = server.create_once(&server.key, "k", "/sandboxes", GOOD).await;
+    assert_eq!(status, 201, "{mine}");
+    let other = server.key_of_another_team().await;
+    let (status, theirs) = server.create_once(&other, "k", "/sandboxes", r#"{"templateID":"base"}"#).await;
+    assert_eq!(status, 201, "{theirs}");
+    assert_ne!(mine["sandboxID"], theirs["sandboxID"]);
+    let (status, refused) = server.create_once(&server.key, "Not This", "/sandboxes", GOOD).await;
+    assert_eq!(status, 400, "{refused}");
+}
+
+#[tokio::test]
+async fn requests_with_one_key_at_the_same_time_share_one_sandbox_also_if_the_first_client_hangs_up() {
+    let server = Arc::new(Server::start().await);
+    let held = server.sandboxes.creating.lock().await;
+    let ask = |server: Arc<Server>| async move {
+        server.create_once(&server.key, "k", "/v2/sandboxes", GOOD).await.1["sandboxID"].clone()
+    };
+    let impatient = tokio::spawn(ask(server.clone()));
+    while server
+        .registry
+        .create_key(&team_of(&server).await, "k", Timestamp::UNIX_EPOCH)
+        .await
+        .unwrap()
+        .is_none()
+    {
+        tokio::task::yield_now().await;
+    }
+    impatient.abort();
+    let patient: Vec<_> = (0..4).map(|_| tokio::spawn(ask(server.clone()))).collect();
+    drop(held);
+    let mut ids = Vec::new();
+    for answer in patient {
+        ids.push(answer.await.unwrap());
+    }
+    assert!(ids.iter().all(|id| id.is_string() && *id == ids[0]), "{ids:?}");
+    assert_eq!(server.sandboxes.views.lock().unwrap().len(), 1);
+}
+
+async fn team_of(server: &Server) -> TeamId {
+    server.registry.team_named(keys::DEFAULT_TEAM).await.unwrap().id
 }

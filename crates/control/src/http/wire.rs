@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use torpor_types::SandboxId;
 
 use super::error::ApiError;
 use super::network::Network;
-use crate::lifecycle::{CreateSandbox, OnTimeout, SandboxView, VisibleState};
+use crate::lifecycle::{
+    CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, OnTimeout, SandboxView, VisibleState,
+};
 use crate::registry::TemplateRow;
 
 /// Old SDKs join it to the id. There is one node, and its name is this.
@@ -214,10 +217,11 @@ impl NewSandbox {
             ));
         }
         Ok(CreateSandbox {
+            id: SandboxId::random(),
             template: self.template_id,
             timeout_s: self.timeout.unwrap_or(match version {
-                CreateVersion::V1 => 15,
-                CreateVersion::V2 => crate::lifecycle::api::DEFAULT_TIMEOUT_S,
+                CreateVersion::V1 => LEGACY_TIMEOUT_S,
+                CreateVersion::V2 => DEFAULT_TIMEOUT_S,
             }),
             on_timeout: on_timeout(auto_pause),
             keep_memory_on_timeout,

@@ -15,7 +15,6 @@ mod snapshot;
 use std::sync::Arc;
 use std::time::Instant;
 
-use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use torpor_machine::Machine;
@@ -27,7 +26,7 @@ use super::bases::Base;
 use super::guest::{self, InitError};
 use super::node::Node;
 use super::save::{Keep, SaveError, Saving};
-use super::{Entries, Entry, Route, Status, deadline};
+use super::{Entries, Entry, Route, Status};
 use crate::registry::{SandboxRow, StoredState};
 
 pub(super) use create::{create, start};
@@ -248,27 +247,10 @@ impl Actor {
                 answer(reply, outcome.map(|how| (self.status.borrow().view(&self.node), how)));
             }
             Operation::SetTimeout { timeout_s, reply } => {
-                let new_end = match self.row.state {
-                    StoredState::Running => {
-                        deadline::set(&self.row.record, Timestamp::now(), timeout_s, self.node.max_timeout_s)
-                    }
-                    _ => Err(LifecycleError::NotFound(self.row.id.clone())),
-                };
-                let outcome = match new_end {
-                    Ok(end_at) => self.move_deadline(end_at).await,
-                    Err(refusal) => Err(refusal),
-                };
-                answer(reply, outcome);
+                answer(reply, self.set_timeout(timeout_s).await);
             }
             Operation::Refresh { duration_s, reply } => {
-                let outcome = if self.row.state == StoredState::Running {
-                    let max = self.node.max_timeout_s;
-                    let end_at = deadline::refresh(&self.row.record, Timestamp::now(), duration_s, max);
-                    self.move_deadline(end_at).await
-                } else {
-                    Err(LifecycleError::NotFound(self.row.id.clone()))
-                };
-                answer(reply, outcome);
+                answer(reply, self.refresh(duration_s).await);
             }
             Operation::Kill { reply } => {
                 let outcome = self.kill().await;

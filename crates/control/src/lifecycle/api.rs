@@ -6,13 +6,17 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use torpor_types::{NetworkConfig, SandboxId, Shape, TemplateId};
 
-/// Seconds a sandbox lives when its creator (or whoever resumes it) does not say.
+/// Seconds a sandbox lives when whoever creates or connects to it by the second version of the API does not say.
 pub const DEFAULT_TIMEOUT_S: i64 = 300;
 
+/// Seconds a sandbox lives when whoever creates or resumes it by the first version of the API does not say.
+pub const LEGACY_TIMEOUT_S: i64 = 15;
+
 /// What happens when a running sandbox reaches its deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum OnTimeout {
     /// It is destroyed.
     Kill,
@@ -20,9 +24,12 @@ pub enum OnTimeout {
     Pause,
 }
 
-/// A request for a new sandbox.
-#[derive(Debug, Clone)]
+/// A request for a new sandbox. Two that serialize the same mean the same.
+#[derive(Debug, Clone, Serialize)]
 pub struct CreateSandbox {
+    /// The id it is going to have: known beforehand, so that it can be recorded before the sandbox exists.
+    #[serde(skip)]
+    pub id: SandboxId,
     /// The template's id or name.
     pub template: String,
     /// Seconds until the deadline; must be greater than 0 and within the server's maximum.
@@ -179,6 +186,18 @@ pub enum LifecycleError {
     TimeoutTooLong {
         /// The maximum in hours.
         max_hours: i64,
+    },
+    /// A sandbox that has run for the maximum cannot be given more.
+    #[error("Max instance length exceeded")]
+    MaxLengthExceeded,
+    /// The team has as many sandboxes running as it may.
+    #[error(
+        "Your team has {max_running} sandboxes running, which is its limit. Pause or kill one, or have the limit \
+         raised (torpor team set-limits)"
+    )]
+    TooManyRunning {
+        /// The limit.
+        max_running: u32,
     },
     /// The vault has not enough room.
     #[error(

@@ -30,7 +30,7 @@ pub(super) fn after(from: Timestamp, seconds: i64) -> Timestamp {
 }
 
 /// The deadline `POST /timeout` sets: now + timeout, at once if that is not positive, never so late that the sandbox
-/// runs for more than `max_s` from its start. [`LifecycleError::TimeoutTooLong`] if it has run that long already.
+/// runs for more than `max_s` from its start. [`LifecycleError::MaxLengthExceeded`] if it has run that long already.
 pub(super) fn set(
     record: &SandboxRecord,
     now: Timestamp,
@@ -39,7 +39,7 @@ pub(super) fn set(
 ) -> Result<Timestamp, LifecycleError> {
     let latest = after(record.started_at, max_s);
     if timeout_s > 0 && latest <= now {
-        return Err(LifecycleError::TimeoutTooLong { max_hours: max_s / 3600 });
+        return Err(LifecycleError::MaxLengthExceeded);
     }
     Ok(after(now, timeout_s).min(latest).max(now))
 }
@@ -118,6 +118,14 @@ mod tests {
         let record = record(moment(0), moment(300));
         assert_eq!(set(&record, moment(10), 0, DAY_S).unwrap(), moment(10));
         assert_eq!(set(&record, moment(10), -5, DAY_S).unwrap(), moment(10));
+    }
+
+    #[test]
+    fn a_sandbox_that_has_run_for_the_longest_life_gets_no_more_but_can_be_ended() {
+        let record = record(moment(0), moment(DAY_S));
+        let late = moment(DAY_S);
+        assert!(matches!(set(&record, late, 1, DAY_S), Err(LifecycleError::MaxLengthExceeded)));
+        assert_eq!(set(&record, late, 0, DAY_S).unwrap(), late);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod boot;
 mod deadline;
 mod guest;
 mod launch;
+mod limits;
 mod node;
 mod origin;
 mod reconcile;
@@ -42,9 +43,10 @@ use self::node::Node;
 use crate::registry::{SandboxRecord, SandboxRow, StoredState};
 
 pub use api::{
-    Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView, SnapshotView,
-    VisibleState,
+    Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView,
+    SnapshotView, VisibleState,
 };
+pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
 pub use reconcile::Reconciled;
 
@@ -110,8 +112,8 @@ impl Sandboxes {
     /// Creates a sandbox and answers when its agent is ready.
     ///
     /// # Errors
-    /// [`LifecycleError::TemplateNotFound`], a timeout out of range, [`LifecycleError::NoRoom`], or
-    /// [`LifecycleError::Failed`]; nothing is left of the sandbox then.
+    /// [`LifecycleError::TemplateNotFound`], a timeout out of range, [`LifecycleError::TooManyRunning`],
+    /// [`LifecycleError::NoRoom`], or [`LifecycleError::Failed`]; nothing is left of the sandbox then.
     pub async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError> {
         let (node, entries, team) = (self.inner.node.clone(), self.inner.entries.clone(), team.clone());
         // A task of its own: a client that hangs up must not leave a half-made sandbox.
@@ -163,7 +165,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// [`LifecycleError::AlreadyRunning`], [`LifecycleError::NotFound`], a timeout out of range,
-    /// [`LifecycleError::Failed`] (it is paused as before).
+    /// [`LifecycleError::TooManyRunning`], [`LifecycleError::Failed`] (it is paused as before).
     pub async fn resume(
         &self,
         team: &TeamId,
@@ -171,7 +173,7 @@ impl Sandboxes {
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
     ) -> Result<SandboxView, LifecycleError> {
-        deadline::check_timeout(timeout_s, self.inner.node.max_timeout_s)?;
+        deadline::check_timeout(timeout_s, self.inner.node.limits(team).await?.max_timeout_s)?;
         let operation = |reply| Operation::Resume { timeout_s, on_timeout, must_be_paused: true, reply };
         self.ask(team, id, operation).await.map(|(view, _)| view)
     }
@@ -179,14 +181,22 @@ impl Sandboxes {
     /// Resumes if paused; if running only extends the deadline, never shortens it. Concurrent calls join.
     ///
     /// # Errors
-    /// [`LifecycleError::NotFound`], a timeout over the maximum, [`LifecycleError::Failed`] (it is paused as before).
+    /// [`LifecycleError::NotFound`], [`LifecycleError::InTransition`] while it is being killed, a timeout over the maximum, [`LifecycleError::TooManyRunning`],
+    /// [`LifecycleError::Failed`] (it is paused as before).
     pub async fn connect(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
-        deadline::check_maximum(timeout_s, self.inner.node.max_timeout_s)?;
+        deadline::check_maximum(timeout_s, self.inner.node.limits(team).await?.max_timeout_s)?;
+        let being_killed = self.find(id).is_some_and(|entry| {
+            let status = entry.status.borrow();
+            status.row.team_id == *team && status.row.state == StoredState::Killing
+        });
+        if being_killed {
+            return Err(LifecycleError::InTransition(id.clone()));
+        }
         let operation =
             |reply| Operation::Resume { timeout_s, on_timeout: None, must_be_paused: false, reply };
         self.ask(team, id, operation).await
@@ -195,21 +205,25 @@ impl Sandboxes {
     /// Sets the deadline to now + `timeout_s`; 0 or less expires it at once.
     ///
     /// # Errors
-    /// [`LifecycleError::NotFound`] (also for a paused sandbox, which has no deadline),
-    /// [`LifecycleError::TimeoutTooLong`] if it has run for the maximum already.
+    /// [`LifecycleError::NotFound`], [`LifecycleError::Paused`] (a paused sandbox has no deadline),
+    /// [`LifecycleError::InTransition`] while it is being paused, [`LifecycleError::MaxLengthExceeded`] if it has run
+    /// for the maximum already.
     pub async fn set_timeout(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
     ) -> Result<(), LifecycleError> {
+        if self.entry(team, id)?.status.borrow().row.state == StoredState::Pausing {
+            return Err(LifecycleError::InTransition(id.clone()));
+        }
         self.ask(team, id, |reply| Operation::SetTimeout { timeout_s, reply }).await
     }
 
     /// Moves the deadline to at least now + `duration_s` (minimum 15 s); never shortens.
     ///
     /// # Errors
-    /// [`LifecycleError::NotFound`], also for a paused sandbox.
+    /// [`LifecycleError::NotFound`], [`LifecycleError::Paused`].
     pub async fn refresh(
         &self,
         team: &TeamId,

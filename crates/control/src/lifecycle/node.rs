@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use torpor_machine::{HostFacts, Machines};
-use torpor_types::{Shape, SnapshotId};
+use torpor_types::{Shape, SnapshotId, TeamId};
 use torpor_vault::{MachineFacts, Vault};
 
 use super::api::LifecycleError;
 use super::bases::Bases;
 use super::boot::Kernels;
+use super::limits::{Limits, Starts};
 use crate::registry::{Registry, RegistryError, SandboxRow};
 
 /// Name of the node's secret from which access tokens are derived.
@@ -22,8 +23,8 @@ pub struct NodeOptions {
     pub vault: Vault,
     /// The machines.
     pub machines: Machines,
-    /// The longest a sandbox may run without being resumed, in seconds.
-    pub max_timeout_s: i64,
+    /// What a team may have that has no limits of its own.
+    pub limits: Limits,
     /// Machines kept ready for each template's shape.
     pub warm_machines: usize,
     /// Kernels and initramfs of machines that boot: a directory for each kernel, named by its BLAKE3 hash, with
@@ -49,11 +50,12 @@ pub(super) struct Node {
     pub(super) registry: Registry,
     pub(super) vault: Vault,
     pub(super) machines: Machines,
-    pub(super) max_timeout_s: i64,
     pub(super) bases: Bases,
     pub(super) kernels: Kernels,
     /// Held while a snapshot is given its name, or loses it.
     pub(super) naming: tokio::sync::Mutex<()>,
+    pub(super) starts: Starts,
+    limits: Limits,
     warm_machines: usize,
     token_key: [u8; 32],
 }
@@ -72,7 +74,8 @@ impl Node {
             naming: tokio::sync::Mutex::default(),
             vault: options.vault,
             machines: options.machines,
-            max_timeout_s: options.max_timeout_s,
+            starts: Starts::default(),
+            limits: options.limits,
             warm_machines: options.warm_machines,
         })
     }
@@ -83,6 +86,17 @@ impl Node {
         row.record.secure.then(|| {
             let hash = blake3::keyed_hash(&self.token_key, row.id.as_str().as_bytes());
             hex::encode(&hash.as_bytes()[..20])
+        })
+    }
+
+    /// What `team` may have.
+    pub(super) async fn limits(&self, team: &TeamId) -> Result<Limits, RegistryError> {
+        let own = self.registry.team(team).await?.map(|team| team.limits).unwrap_or_default();
+        Ok(Limits {
+            max_running: own.max_running.or(self.limits.max_running),
+            max_timeout_s: own
+                .max_timeout_hours
+                .map_or(self.limits.max_timeout_s, |hours| i64::from(hours) * 3600),
         })
     }
 

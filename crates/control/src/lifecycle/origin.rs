@@ -89,8 +89,8 @@ pub(super) async fn snapshot(
 ) -> Result<Option<SnapshotRow>, LifecycleError> {
     let Reference { team: named_team, name, tag } = Reference::read(asked);
     if let Some(named) = named_team {
-        let own = node.registry.team_name(team).await?;
-        if own.is_none_or(|own| slug(&own) != named) {
+        let own = node.registry.team(team).await?;
+        if own.is_none_or(|own| slug(&own.name) != named) {
             return Ok(None);
         }
     } else if let Some(found) = node.registry.snapshot(team, name).await?

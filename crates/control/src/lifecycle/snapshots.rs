@@ -133,7 +133,7 @@ impl Sandboxes {
         count: usize,
     ) -> Result<Vec<Result<SandboxView, LifecycleError>>, LifecycleError> {
         let (node, entries) = (&self.inner.node, &self.inner.entries);
-        deadline::check_timeout(timeout_s, node.max_timeout_s)?;
+        deadline::check_timeout(timeout_s, node.limits(team).await?.max_timeout_s)?;
         let record = self.row(team, id)?.record.clone();
         let (keep, subject) = (Keep::Everything, json!({ "fork": { "of": id } }));
         let copied = self.ask(team, id, |reply| Operation::Snapshot { keep, subject, reply }).await;
@@ -141,8 +141,17 @@ impl Sandboxes {
             LifecycleError::Paused(id) => LifecycleError::NotRunning(id),
             other => other,
         })?;
-        let children = futures::stream::iter(0..count)
-            .map(|_| actor::start(node, entries, team.clone(), record.clone(), base.id(), timeout_s));
+        let children = futures::stream::iter(0..count).map(|_| {
+            actor::start(
+                node,
+                entries,
+                team.clone(),
+                SandboxId::random(),
+                record.clone(),
+                base.id(),
+                timeout_s,
+            )
+        });
         let children = children.buffered(CHILDREN_AT_ONCE).collect::<Vec<_>>().await;
         // From here on it lives as long as children stand on it.
         node.bases.release(base.id().clone()).await;
@@ -169,7 +178,7 @@ impl Sandboxes {
             return Err(invalid("a tag has lower-case letters, digits, '-', '_' and '.'".to_owned()));
         }
         let registry = &self.inner.node.registry;
-        let own = registry.team_name(team).await?.map(|name| slug(&name)).unwrap_or_default();
+        let own = registry.team(team).await?.map(|team| slug(&team.name)).unwrap_or_default();
         if named.is_some_and(|named| named != own) {
             return Err(invalid(format!("your team's names begin with '{own}/'")));
         }
@@ -180,7 +189,8 @@ impl Sandboxes {
     }
 
     async fn snapshot_view(&self, row: SnapshotRow) -> Result<SnapshotView, LifecycleError> {
-        let team = self.inner.node.registry.team_name(&row.team_id).await?.unwrap_or_default();
+        let team =
+            self.inner.node.registry.team(&row.team_id).await?.map(|team| team.name).unwrap_or_default();
         let names: Vec<String> =
             row.name.iter().map(|name| format!("{}/{name}:{}", slug(&team), row.tag)).collect();
         let id = names.first().cloned().unwrap_or_else(|| format!("{}:{}", row.id, row.tag));

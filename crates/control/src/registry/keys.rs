@@ -1,4 +1,4 @@
-//! Teams and their API keys. A key is stored as its SHA-256 only.
+//! The teams' API keys. A key is stored as its SHA-256 only.
 
 use jiff::Timestamp;
 use sqlx::Row;
@@ -6,15 +6,6 @@ use sqlx::sqlite::SqliteRow;
 use torpor_types::TeamId;
 
 use super::{Registry, RegistryError};
-
-/// A team: keys and sandboxes belong to one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TeamRow {
-    /// Its id.
-    pub id: TeamId,
-    /// Its name, unique on the node.
-    pub name: String,
-}
 
 /// An API key, without the key itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,33 +29,6 @@ pub struct KeyRow {
 // === impl Registry ===
 
 impl Registry {
-    /// The team of that name, made if there is none.
-    pub async fn team_named(&self, name: &str) -> Result<TeamRow, RegistryError> {
-        sqlx::query(
-            "INSERT INTO teams (id, name, created_at) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",
-        )
-        .bind(TeamId::random().as_str())
-        .bind(name)
-        .bind(Timestamp::now().to_string())
-        .execute(&self.pool)
-        .await?;
-        let row =
-            sqlx::query("SELECT id, name FROM teams WHERE name = ?").bind(name).fetch_one(&self.pool).await?;
-        Ok(TeamRow { id: parse("teams", row.get("id"), row.get("id"))?, name: row.get("name") })
-    }
-
-    /// `id` if there is a team of that id, else the team named `default`, made if there is none.
-    pub async fn team_or_default(&self, id: &TeamId, default: &str) -> Result<TeamId, RegistryError> {
-        let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM teams WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&self.pool)
-            .await?;
-        match known {
-            Some(_) => Ok(id.clone()),
-            None => Ok(self.team_named(default).await?.id),
-        }
-    }
-
     /// Records a new key.
     pub async fn insert_key(&self, key: &KeyRow) -> Result<(), RegistryError> {
         sqlx::query(

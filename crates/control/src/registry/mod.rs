@@ -3,18 +3,22 @@
 //! SQLite in WAL mode with `synchronous=FULL`: a change that was answered is on disk. The server and the `torpor key`
 //! commands may have it open at the same time.
 
+mod create_keys;
 mod keys;
 mod sandboxes;
 mod schema;
 mod snapshots;
+mod teams;
 mod templates;
 
 use std::path::Path;
 
-pub use keys::{KeyRow, TeamRow};
+pub use create_keys::CreateKeyRow;
+pub use keys::KeyRow;
 pub use sandboxes::{SandboxRecord, SandboxRow, StoredState};
 pub use snapshots::SnapshotRow;
 use sqlx::SqlitePool;
+pub use teams::{TeamLimits, TeamRow};
 pub use templates::TemplateRow;
 
 /// Handle to the database. Cheap to clone.

@@ -52,6 +52,20 @@ const STEPS: &[&str] = &[
     ) STRICT;
 ",
     "
+    ALTER TABLE teams ADD COLUMN max_running INTEGER;
+    ALTER TABLE teams ADD COLUMN max_timeout_hours INTEGER;
+",
+    "
+    CREATE TABLE create_keys (
+        team_id TEXT NOT NULL REFERENCES teams(id),
+        key TEXT NOT NULL,
+        request_hash TEXT NOT NULL,
+        sandbox_id TEXT NOT NULL,
+        created_s INTEGER NOT NULL,
+        PRIMARY KEY (team_id, key)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
     CREATE TABLE snapshots (
         id TEXT PRIMARY KEY,
         team_id TEXT NOT NULL REFERENCES teams(id),

@@ -97,12 +97,6 @@ impl Registry {
         sqlx::query("DELETE FROM snapshots WHERE id = ?").bind(id.as_str()).execute(&self.pool).await?;
         Ok(())
     }
-
-    /// The name of a team.
-    pub async fn team_name(&self, team: &TeamId) -> Result<Option<String>, RegistryError> {
-        let name = sqlx::query_scalar("SELECT name FROM teams WHERE id = ?").bind(team.as_str());
-        Ok(name.fetch_optional(&self.pool).await?)
-    }
 }
 
 fn corrupt(id: &str, why: impl std::fmt::Display) -> RegistryError {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::json;
-use torpor_control::keys;
-use torpor_control::registry::{KeyRow, Registry};
+use torpor_control::registry::{KeyRow, TeamRow};
+use torpor_control::{keys, teams};
 
 use super::table::{age, table};
-use super::{ClientError, say, say_json};
+use super::{ClientError, open_registry, say, say_json};
 
 /// API keys of the node whose data directory this is; works while the server runs and while it does not
 #[derive(Debug, clap::Args)]
@@ -25,6 +25,9 @@ enum Action {
         /// What to call it in the list
         #[arg(long, short, default_value = "unnamed")]
         name: String,
+        /// Whose it is
+        #[arg(long, short, default_value = keys::DEFAULT_TEAM)]
+        team: String,
         /// Print JSON instead of the bare key
         #[arg(long)]
         json: bool,
@@ -49,18 +52,13 @@ enum Action {
 impl KeyCommand {
     /// Does what was asked to the keys in `data_dir`.
     pub(crate) async fn run(self, data_dir: &Path) -> Result<(), ClientError> {
-        if !data_dir.is_dir() {
-            return Err(ClientError::Io {
-                what: "there is no data directory (make one with `torpor setup`, or name it with --data-dir)",
-                source: std::io::Error::new(std::io::ErrorKind::NotFound, data_dir.display().to_string()),
-            });
-        }
-        let registry = Registry::open(data_dir).await?;
+        let registry = open_registry(data_dir).await?;
         match self.action {
-            Action::Create { name, json } => {
-                let (key, row) = keys::create(&registry, &name).await?;
+            Action::Create { name, team, json } => {
+                let team = teams::find(&registry, &team).await?;
+                let (key, row) = keys::create_for(&registry, team.clone(), &name).await?;
                 if json {
-                    let mut value = as_json(&row);
+                    let mut value = as_json(&row, &[team]);
                     value["key"] = json!(key.reveal());
                     return say_json(&value);
                 }
@@ -72,11 +70,11 @@ impl KeyCommand {
                 Ok(())
             }
             Action::List { json } => {
-                let rows = registry.keys().await?;
+                let (rows, teams) = (registry.keys().await?, registry.teams().await?);
                 if json {
-                    say_json(&rows.iter().map(as_json).collect::<Vec<_>>())
+                    say_json(&rows.iter().map(|row| as_json(row, &teams)).collect::<Vec<_>>())
                 } else {
-                    say(&show(&rows, Timestamp::now()))
+                    say(&show(&rows, &teams, Timestamp::now()))
                 }
             }
             Action::Revoke { ids } => {
@@ -90,19 +88,26 @@ impl KeyCommand {
     }
 }
 
-fn show(rows: &[KeyRow], now: Timestamp) -> String {
+fn show(rows: &[KeyRow], teams: &[TeamRow], now: Timestamp) -> String {
     let row = |key: &KeyRow| {
         let state =
             key.revoked_at.map_or_else(|| "valid".to_owned(), |at| format!("revoked {}", age(at, now)));
-        [key.id.clone(), key.name.clone(), key.mask.clone(), age(key.created_at, now), state]
+        let team = team_name(key, teams).to_owned();
+        [key.id.clone(), team, key.name.clone(), key.mask.clone(), age(key.created_at, now), state]
     };
     let rows: Vec<_> = rows.iter().map(row).collect();
-    table(["ID", "NAME", "KEY", "MADE", "STATE"], &rows)
+    table(["ID", "TEAM", "NAME", "KEY", "MADE", "STATE"], &rows)
 }
 
-fn as_json(row: &KeyRow) -> serde_json::Value {
+/// The name of the key's team; the database does not let a team go that has keys.
+fn team_name<'a>(key: &KeyRow, teams: &'a [TeamRow]) -> &'a str {
+    teams.iter().find(|team| team.id == key.team_id).map_or("?", |team| &team.name)
+}
+
+fn as_json(row: &KeyRow, teams: &[TeamRow]) -> serde_json::Value {
     json!({
         "id": row.id,
+        "team": team_name(row, teams),
         "name": row.name,
         "mask": row.mask,
         "createdAt": row.created_at.to_string(),
@@ -130,6 +135,12 @@ mod tests {
             key("first", "2026-01-01T00:00:00Z", None),
             key("laptop", "2026-01-31T11:30:00Z", Some("2026-01-31T11:59:30Z")),
         ];
-        insta::assert_snapshot!(show(&rows, now));
+        let team = TeamRow {
+            id: "gteam".parse().unwrap(),
+            name: "default".to_owned(),
+            created_at: now,
+            limits: Default::default(),
+        };
+        insta::assert_snapshot!(show(&rows, &[team], now));
     }
 }

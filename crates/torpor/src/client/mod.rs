@@ -1,8 +1,8 @@
 //! The commands that talk to a running server, or to the database beside it.
 //!
 //! `torpor sandbox` and `torpor template` are clients of the REST API and the gateway, as any SDK is; what they can do
-//! a user's program can do. `torpor key` works on the database in the data directory itself, also while the server
-//! runs, so that a lost key locks nobody out.
+//! a user's program can do. `torpor key` and `torpor team` work on the database in the data directory itself, also while
+//! the server runs, so that a lost key locks nobody out.
 
 mod api;
 mod endpoint;
@@ -13,6 +13,7 @@ mod sandbox;
 mod shell;
 mod snapshot;
 mod table;
+mod team;
 mod template;
 mod terminal;
 
@@ -20,6 +21,7 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use key::KeyCommand;
 pub(crate) use sandbox::SandboxCommand;
 pub(crate) use snapshot::SnapshotCommand;
+pub(crate) use team::TeamCommand;
 pub(crate) use template::TemplateCommand;
 
 /// Exit code of `exec` and `shell` when not the command failed but the way to it.
@@ -103,6 +105,9 @@ pub(crate) enum ClientError {
     /// A key was not made or revoked.
     #[error(transparent)]
     Key(#[from] torpor_control::keys::KeyError),
+    /// A team was not made, found or changed.
+    #[error(transparent)]
+    Team(#[from] torpor_control::teams::TeamError),
     /// Several of the things asked for failed; each was reported.
     #[error("{failed} of {all} failed")]
     Some {
@@ -111,6 +116,19 @@ pub(crate) enum ClientError {
         /// Of how many.
         all: usize,
     },
+}
+
+/// The database in `data_dir`, which must be there: a mistyped path must not make a new one.
+async fn open_registry(
+    data_dir: &std::path::Path,
+) -> Result<torpor_control::registry::Registry, ClientError> {
+    if !data_dir.is_dir() {
+        return Err(ClientError::Io {
+            what: "there is no data directory (make one with `torpor setup`, or name it with --data-dir)",
+            source: std::io::Error::new(std::io::ErrorKind::NotFound, data_dir.display().to_string()),
+        });
+    }
+    Ok(torpor_control::registry::Registry::open(data_dir).await?)
 }
 
 /// Prints one line to standard output. A reader that went away (`| head`) is no error.

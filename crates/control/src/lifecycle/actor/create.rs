@@ -23,7 +23,6 @@ pub(in crate::lifecycle) async fn create(
     team: TeamId,
     request: CreateSandbox,
 ) -> Result<Status, LifecycleError> {
-    deadline::check_timeout(request.timeout_s, node.max_timeout_s)?;
     let origin = Origin::find(node, &team, &request.template).await?;
     let now = Timestamp::now();
     let mut env_vars = origin.env_vars;
@@ -45,21 +44,25 @@ pub(in crate::lifecycle) async fn create(
         metadata: request.metadata,
         env_vars,
     };
-    start(node, entries, team, record, &origin.snapshot_id, request.timeout_s).await
+    start(node, entries, team, request.id, record, &origin.snapshot_id, request.timeout_s).await
 }
 
-/// Starts a new sandbox of `team` from `snapshot`. Nothing is left of one that cannot be started.
+/// Starts a new sandbox of `team` from `snapshot`, within the team's limits. Nothing is left of one that cannot be started.
 pub(in crate::lifecycle) async fn start(
     node: &Arc<Node>,
     entries: &Entries,
     team: TeamId,
+    id: SandboxId,
     record: SandboxRecord,
     snapshot: &SnapshotId,
     timeout_s: i64,
 ) -> Result<Status, LifecycleError> {
+    let limits = node.limits(&team).await?;
+    deadline::check_timeout(timeout_s, limits.max_timeout_s)?;
     node.require_room(ROOM_BYTES)?;
+    let _place = node.starts.take_place(entries, &team, &id, limits.max_running)?;
     let row = SandboxRow {
-        id: SandboxId::random(),
+        id,
         team_id: team,
         state: StoredState::Creating,
         machine_id: None,

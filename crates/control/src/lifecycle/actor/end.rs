@@ -7,6 +7,7 @@ use torpor_types::MachineId;
 
 use super::{Actor, Carrier, Next, answer};
 use crate::lifecycle::api::LifecycleError;
+use crate::lifecycle::deadline;
 use crate::registry::StoredState;
 
 /// How long an automatic pause that was refused waits before it is tried again.
@@ -15,6 +16,33 @@ const RETRY_AUTOMATIC_PAUSE: Duration = Duration::from_secs(15);
 // === impl Actor ===
 
 impl Actor {
+    pub(super) async fn set_timeout(&mut self, timeout_s: i64) -> Result<(), LifecycleError> {
+        self.require_running()?;
+        let max_s = self.max_timeout_s().await?;
+        let end_at = deadline::set(&self.row.record, Timestamp::now(), timeout_s, max_s)?;
+        self.move_deadline(end_at).await
+    }
+
+    pub(super) async fn refresh(&mut self, duration_s: i64) -> Result<(), LifecycleError> {
+        self.require_running()?;
+        let max_s = self.max_timeout_s().await?;
+        let end_at = deadline::refresh(&self.row.record, Timestamp::now(), duration_s, max_s);
+        self.move_deadline(end_at).await
+    }
+
+    /// The longest its team's sandboxes may run without a resume.
+    pub(super) async fn max_timeout_s(&self) -> Result<i64, LifecycleError> {
+        Ok(self.node.limits(&self.row.team_id).await?.max_timeout_s)
+    }
+
+    /// Only a running sandbox has a deadline.
+    fn require_running(&self) -> Result<(), LifecycleError> {
+        match self.row.state {
+            StoredState::Running => Ok(()),
+            _ => Err(LifecycleError::Paused(self.row.id.clone())),
+        }
+    }
+
     pub(super) async fn move_deadline(&mut self, end_at: Timestamp) -> Result<(), LifecycleError> {
         let before = std::mem::replace(&mut self.row.record.end_at, end_at);
         if before != end_at {

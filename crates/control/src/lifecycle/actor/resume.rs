@@ -64,8 +64,8 @@ impl Actor {
             if must_be_paused && !joined {
                 return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
             }
-            let max = self.node.max_timeout_s;
-            let end_at = deadline::extend(&self.row.record, Timestamp::now(), timeout_s, max);
+            let max_s = self.max_timeout_s().await?;
+            let end_at = deadline::extend(&self.row.record, Timestamp::now(), timeout_s, max_s);
             self.move_deadline(end_at).await?;
             return Ok(if joined { Connected::Resumed } else { Connected::AlreadyRunning });
         }
@@ -82,6 +82,9 @@ impl Actor {
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
     ) -> Result<(), LifecycleError> {
+        let max_running = self.node.limits(&self.row.team_id).await?.max_running;
+        let _place =
+            self.node.starts.take_place(&self.entries, &self.row.team_id, &self.row.id, max_running)?;
         if self.row.record.filesystem_only {
             self.finish_saving().await?;
         }
