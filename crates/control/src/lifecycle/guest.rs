@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -20,9 +22,9 @@ use crate::registry::SandboxRecord;
 /// How long a guest may take to answer, in all. Generous: a host under heavy load is slow, not broken.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How long one attempt to connect waits, and what is between two.
-const ATTEMPT: Duration = Duration::from_millis(800);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(30);
+/// How long an attempt to connect is alone, and how long after a refusal another begins.
+const BESIDE: Duration = Duration::from_millis(800);
+const AFTER_REFUSAL: Duration = Duration::from_millis(30);
 
 /// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
 const ENTROPY_BYTES: usize = 32;
@@ -87,15 +89,28 @@ pub(super) async fn init(
     tokio::time::timeout(LIMIT, post(connector, "/init", body)).await.map_err(|_| InitError::TimedOut)?
 }
 
-/// Connects as soon as the agent listens. What a guest that still boots does not answer would be tried again by the
-/// host's kernel only after a second, and then after two and four.
+/// Connects as soon as the agent listens.
+///
+/// What a guest that still boots does not answer, the host's kernel would ask again only after a second, and then after two
+/// and four: so another attempt begins beside those under way. None is given up before [`LIMIT`], for an overloaded
+/// guest may need long to answer any of them.
 async fn connect(connector: &Connector) -> std::io::Result<TcpStream> {
     let begun = tokio::time::Instant::now();
+    let attempt = |after: Duration| async move {
+        tokio::time::sleep(after).await;
+        connector.connect_within(AGENT_PORT, LIMIT).await
+    };
+    let mut attempts = FuturesUnordered::from_iter([attempt(Duration::ZERO)]);
+    let mut next_attempt = tokio::time::interval_at(begun + BESIDE, BESIDE);
     loop {
-        match connector.connect_within(AGENT_PORT, ATTEMPT).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) if begun.elapsed() > LIMIT => return Err(error),
-            Err(_) => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+        tokio::select! {
+            Some(ended) = attempts.next() => match ended {
+                Err(error) if begun.elapsed() > LIMIT => return Err(error),
+                // Refused: the guest is there, its agent not yet.
+                Err(_) => attempts.push(attempt(AFTER_REFUSAL)),
+                connected => return connected,
+            },
+            _ = next_attempt.tick() => attempts.push(attempt(Duration::ZERO)),
         }
     }
 }
