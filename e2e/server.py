@@ -67,6 +67,7 @@ class Server:
         self.log = LOGS / f"e2e-server-{os.getpid()}.log"
         self.process: subprocess.Popen | None = None
         self.api_key = ""
+        self.settings: list[str] = []
 
     @property
     def pid(self) -> int:
@@ -81,7 +82,7 @@ class Server:
         LOGS.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(BINARY), "serve", "--data-dir", str(self.data), "--listen", f"127.0.0.1:{self.port}"],
+                [str(BINARY), "serve", "--data-dir", str(self.data), "--listen", f"127.0.0.1:{self.port}", *self.settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -22,7 +22,14 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::sync::Mutex;
 use torpor_envd_api::http::InitRequest;
 
-use crate::{error::HttpError, freeze, process::Processes, server::Shared, state::AgentState};
+use crate::{
+    error::HttpError,
+    freeze,
+    process::Processes,
+    server::Shared,
+    state::AgentState,
+    trust::{self, Trust},
+};
 
 /// The host, as the guest sees it: the other end of its one network link.
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 11, 0, 1);
@@ -58,7 +65,9 @@ pub async fn post(
     if init.state.options().owns_machine {
         // A pause without memory that did not come about leaves it frozen.
         freeze::thaw()?;
-        apply_to_machine(&request)?;
+        if let Some(trust) = apply_to_machine(&request)? {
+            init.state.set_trust(trust);
+        }
     }
     if init.state.apply(&request) {
         init.processes.resumed();
@@ -83,7 +92,7 @@ impl Init {
     }
 }
 
-fn apply_to_machine(request: &InitRequest) -> Result<(), HttpError> {
+fn apply_to_machine(request: &InitRequest) -> Result<Option<Trust>, HttpError> {
     let failed = |what: &'static str| {
         move |error: io::Error| {
             HttpError::internal(format!("{what} failed: {error}; the sandbox is not ready"))
@@ -103,7 +112,8 @@ fn apply_to_machine(request: &InitRequest) -> Result<(), HttpError> {
             tracing::warn!(%error, "cannot list the host name in {HOSTS}");
         }
     }
-    Ok(())
+    let ca_bundle = request.ca_bundle.as_deref().filter(|bundle| !bundle.is_empty());
+    ca_bundle.map(trust::trust).transpose().map_err(failed("adding a certificate authority"))
 }
 
 fn set_clock(now: Timestamp) -> io::Result<()> {

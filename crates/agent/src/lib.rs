@@ -29,4 +29,5 @@ pub mod paths;
 pub mod process;
 pub mod server;
 pub mod state;
+pub mod trust;
 pub mod users;

@@ -10,6 +10,8 @@ use std::{
 
 use torpor_envd_api::http::InitRequest;
 
+use crate::trust::{self, Trust};
+
 /// The user when neither client nor host name one, if the template has it; else root.
 pub const DEFAULT_USER: &str = "user";
 
@@ -30,6 +32,8 @@ pub struct Settings {
     pub template_id: Option<String>,
     /// Of the last `init`.
     pub lifecycle_id: Option<String>,
+    /// Set once the guest trusts an authority of the host's.
+    pub trust: Option<Trust>,
 }
 
 /// A secret that is compared in constant time and not printed.
@@ -73,6 +77,13 @@ impl AgentState {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The guest trusts an authority of the host's from now on.
+    pub fn set_trust(&self, trust: Trust) {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = Settings { trust: Some(trust), ..(*self.settings()).clone() };
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+    }
+
     /// Applies what an `init` says about the settings, and returns whether the sandbox may have been started or
     /// resumed since the last one. Only a host that says which start this is can rule that out.
     pub fn apply(&self, request: &InitRequest) -> bool {
@@ -95,6 +106,15 @@ impl Settings {
         for (name, value) in [("E2B_SANDBOX_ID", &self.sandbox_id), ("E2B_TEMPLATE_ID", &self.template_id)] {
             if let Some(value) = value {
                 envs.insert(name.to_owned(), value.clone());
+            }
+        }
+        if let Some(trust) = self.trust {
+            // For programs that bring a list of authorities of their own.
+            envs.insert("NODE_EXTRA_CA_CERTS".to_owned(), trust::CERTIFICATE.to_owned());
+            if trust.bundle_is_complete {
+                for name in ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"] {
+                    envs.insert(name.to_owned(), trust::BUNDLE.to_owned());
+                }
             }
         }
         envs.extend(self.env_vars.clone());
@@ -194,6 +214,17 @@ mod tests {
         assert_eq!(envs["E2B_SANDBOX"], "true");
         assert_eq!(envs["E2B_SANDBOX_ID"], "s");
         assert_eq!(envs["E2B_TEMPLATE_ID"], "mine");
+    }
+
+    #[test]
+    fn programs_with_a_list_of_their_own_are_told_of_the_hosts_authority() {
+        let state = AgentState::new(AgentOptions::default());
+        assert!(!state.settings().global_envs().contains_key("NODE_EXTRA_CA_CERTS"));
+        state.set_trust(Trust { bundle_is_complete: false });
+        assert_eq!(state.settings().global_envs()["NODE_EXTRA_CA_CERTS"], trust::CERTIFICATE);
+        assert!(!state.settings().global_envs().contains_key("SSL_CERT_FILE"));
+        state.set_trust(Trust { bundle_is_complete: true });
+        assert_eq!(state.settings().global_envs()["SSL_CERT_FILE"], trust::BUNDLE);
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub const DEFAULT_KEEPALIVE_SECONDS: u64 = 90;
 /// Prefix of the request headers that carry a file's metadata.
 pub const METADATA_HEADER_PREFIX: &str = "x-metadata-";
 
+/// Name of the link by which OpenSSL finds the certificate of [`InitRequest::ca_bundle`] in a directory of certificates: a
+/// hash of its subject, which is the same on every host.
+pub const CA_LINK_NAME: &str = "c3f96627.0";
+
 /// What the host tells the agent at each start and each resume of the sandbox, with `POST /init`.
 ///
 /// A field that is absent leaves what it is about unchanged. The agent answers 204 when all of it is applied, so
@@ -67,6 +71,9 @@ pub struct InitRequest {
     /// streams opened before may have nobody at their other end any more.
     #[serde(rename = "lifecycleID", skip_serializing_if = "Option::is_none")]
     pub lifecycle_id: Option<String>,
+    /// Certificate of an authority that the guest is to trust from now on, in PEM; the empty string changes nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
 }
 
 /// The guest's use of its resources, answered by `GET /metrics`.

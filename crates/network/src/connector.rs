@@ -1,17 +1,17 @@
-//! The way into a guest: TCP connections made inside its namespace.
+//! Sockets of a sandbox's namespace: the way into its guest, and the egress proxy's way out.
 //!
 //! A socket belongs for ever to the namespace of the thread that made it. One thread per [`crate::Network`] does nothing but
 //! enter a namespace, make a socket, and come back; everything after that (connect, read, write) is ordinary asynchronous I/O.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream as StdTcpStream, UdpSocket as StdUdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 
 use crate::{GUEST_ADDRESS, inside};
@@ -21,6 +21,15 @@ use crate::{GUEST_ADDRESS, inside};
 /// It keeps the namespace alive: drop it together with the machine.
 #[derive(Debug, Clone)]
 pub struct Connector {
+    pub(crate) sockets: NamespaceSockets,
+}
+
+/// Makes sockets that belong to one namespace. Cheap to clone.
+///
+/// What they send leaves by the namespace's uplink, behind which the host's filter holds. It keeps the namespace alive, and
+/// so does every socket: drop them together with the machine.
+#[derive(Debug, Clone)]
+pub struct NamespaceSockets {
     pub(crate) netns: Arc<OwnedFd>,
     pub(crate) sockets: Sockets,
 }
@@ -32,6 +41,7 @@ pub(crate) struct Sockets(Sender<SocketRequest>);
 #[derive(Debug)]
 struct SocketRequest {
     netns: Arc<OwnedFd>,
+    kind: SocketType,
     reply: oneshot::Sender<io::Result<OwnedFd>>,
 }
 
@@ -51,8 +61,7 @@ impl Connector {
     /// As [`Connector::connect`], with a deadline of the caller's.
     pub async fn connect_within(&self, port: u16, deadline: Duration) -> io::Result<TcpStream> {
         let connecting = async {
-            let socket = self.sockets.make(self.netns.clone()).await?;
-            let socket = TcpSocket::from_std_stream(StdTcpStream::from(socket));
+            let socket = self.sockets.tcp().await?;
             socket.set_nodelay(true)?;
             socket.connect(SocketAddr::from((GUEST_ADDRESS, port))).await
         };
@@ -63,6 +72,23 @@ impl Connector {
                 format!("port {port} of the sandbox did not answer within {} ms", deadline.as_millis()),
             )),
         }
+    }
+}
+
+// === impl NamespaceSockets ===
+
+impl NamespaceSockets {
+    /// A TCP socket.
+    pub async fn tcp(&self) -> io::Result<TcpSocket> {
+        let socket = self.sockets.make(self.netns.clone(), SocketType::STREAM).await?;
+        Ok(TcpSocket::from_std_stream(StdTcpStream::from(socket)))
+    }
+
+    /// A UDP socket that is bound to `address`.
+    pub async fn udp(&self, address: SocketAddrV4) -> io::Result<UdpSocket> {
+        let socket = self.sockets.make(self.netns.clone(), SocketType::DGRAM).await?;
+        rustix::net::bind(&socket, &address)?;
+        UdpSocket::from_std(StdUdpSocket::from(socket))
     }
 }
 
@@ -78,19 +104,19 @@ impl Sockets {
         Ok(Self(sender))
     }
 
-    async fn make(&self, netns: Arc<OwnedFd>) -> io::Result<OwnedFd> {
+    async fn make(&self, netns: Arc<OwnedFd>, kind: SocketType) -> io::Result<OwnedFd> {
         let (reply, socket) = oneshot::channel();
         let gone = || io::Error::other("the thread that makes sockets has ended");
-        self.0.send(SocketRequest { netns, reply }).map_err(|_| gone())?;
+        self.0.send(SocketRequest { netns, kind, reply }).map_err(|_| gone())?;
         socket.await.map_err(|_| gone())?
     }
 }
 
 fn make_sockets(home: &OwnedFd, requests: &Receiver<SocketRequest>) {
-    while let Ok(SocketRequest { netns, reply }) = requests.recv() {
+    while let Ok(SocketRequest { netns, kind, reply }) = requests.recv() {
         let socket = inside::enter(&netns).and_then(|()| {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            Ok(socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?)
+            Ok(socket_with(AddressFamily::INET, kind, flags, None)?)
         });
         // Staying would keep the namespace alive after its machine.
         if let Err(error) = inside::enter(home) {

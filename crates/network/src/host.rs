@@ -10,8 +10,8 @@ use crate::inside::{current, inside, load_rules, run};
 use crate::links::Links;
 use crate::slot::Slots;
 use crate::{
-    AdoptError, CreateError, Leftover, Namespace, NetworkOptions, RemoveError, StartError, docker, leftovers,
-    resolver, rules,
+    AdoptError, CreateError, Leftover, Namespace, NetworkOptions, Reach, RemoveError, StartError, docker,
+    leftovers, resolver, rules,
 };
 
 /// The networks of one server. Cheap to clone.
@@ -55,7 +55,7 @@ impl Network {
         if resolver.is_none() {
             tracing::warn!("no DNS server that sandboxes could reach: they cannot resolve names");
         }
-        let table = rules::host_table(&options.instance, options.pool, resolver);
+        let table = rules::host_table(&options.instance, options.pool, resolver, &options.reach);
         let loaded = inside(netns.clone(), move || load_rules(&table)).await;
         loaded.map_err(|error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => StartError::NoNft,
@@ -76,6 +76,11 @@ impl Network {
     /// Finds the namespace of a machine that an earlier server of the same instance started.
     pub async fn adopt(&self, pid: u32) -> Result<Namespace, AdoptError> {
         Namespace::adopt(&self.0, pid).await
+    }
+
+    /// Which addresses sandboxes may have a way to at all.
+    pub fn reach(&self) -> &Reach {
+        &self.0.options.reach
     }
 
     /// The DNS server sandboxes use, if there is one they can reach.

@@ -16,7 +16,9 @@
 //!
 //! The way *out* (egress) is guarded twice: in the namespace, where rules of one sandbox can be changed
 //! while it runs ([`EgressPolicy`]), and on the host (table `inet torpor_<instance>`), which
-//! holds even if a machine's process is taken over. The way *in* needs no host address at all:
+//! holds even if a machine's process is taken over. The second guard knows no policies, only what no sandbox may reach
+//! ([`Reach`]). Where addresses are not enough to decide, the namespace's rules take connections to the egress proxy, which
+//! listens there ([`NamespaceSockets`]). The way *in* needs no host address at all:
 //! [`Connector`] makes its sockets inside the namespace.
 
 mod check;
@@ -30,18 +32,20 @@ mod links;
 mod namespace;
 mod options;
 mod policy;
+mod reach;
 mod resolver;
 mod rules;
 mod slot;
 
 pub use check::{Finding, FindingLevel, check};
-pub use connector::Connector;
+pub use connector::{Connector, NamespaceSockets};
 pub use error::{AdoptError, CreateError, EgressError, RemoveError, StartError};
 pub use host::Network;
 pub use leftovers::Leftover;
 pub use namespace::Namespace;
 pub use options::{DEFAULT_POOL, Instance, NetworkOptions, ParseInstanceError};
-pub use policy::EgressPolicy;
+pub use policy::{EgressPolicy, NameService};
+pub use reach::Reach;
 
 use std::net::Ipv4Addr;
 
@@ -59,5 +63,11 @@ pub const TAP_MAC: [u8; 6] = [0x02, 0x54, 0x4f, 0x52, 0x00, 0x01];
 pub const TAP_NAME: &str = "tap0";
 /// Port on which the agent in the guest listens.
 pub const AGENT_PORT: u16 = 49983;
+/// Port at [`GATEWAY_ADDRESS`] to which the guest's connections are redirected when the egress proxy has to see them.
+/// While nobody listens there, they are refused.
+pub const PROXY_PORT: u16 = 15001;
+/// Port at [`GATEWAY_ADDRESS`], UDP and TCP, to which the guest's DNS queries are redirected when only some names may be
+/// resolved.
+pub const NAMES_PORT: u16 = 15053;
 /// MTU of the guest's interface, in bytes.
 pub const MTU: u32 = 1500;

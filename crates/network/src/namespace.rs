@@ -11,11 +11,11 @@ use crate::connector::Sockets;
 use crate::host::Host;
 use crate::inside::{current, inside, load_rules, on_thread};
 use crate::links::Links;
-use crate::rules::{UPLINK_NAME, egress_change, namespace_table};
+use crate::rules::{UPLINK_NAME, namespace_table};
 use crate::slot::HeldSlot;
 use crate::{
     AdoptError, Connector, CreateError, EgressError, EgressPolicy, GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC,
-    GUEST_PREFIX_LEN, TAP_MAC, TAP_NAME,
+    GUEST_PREFIX_LEN, NamespaceSockets, Reach, TAP_MAC, TAP_NAME,
 };
 
 /// The network of one machine: its namespace and the tap in it.
@@ -28,6 +28,7 @@ pub struct Namespace {
     tap: Option<OwnedFd>,
     sockets: Sockets,
     resolver: Option<std::net::Ipv4Addr>,
+    reach: Reach,
     uplink: String,
     _slot: HeldSlot,
 }
@@ -57,7 +58,12 @@ impl Namespace {
 
     /// A handle that connects to ports in the guest.
     pub fn connector(&self) -> Connector {
-        Connector { netns: self.netns.clone(), sockets: self.sockets.clone() }
+        Connector { sockets: self.sockets() }
+    }
+
+    /// Makes sockets that belong to the namespace, for the egress proxy.
+    pub fn sockets(&self) -> NamespaceSockets {
+        NamespaceSockets { netns: self.netns.clone(), sockets: self.sockets.clone() }
     }
 
     /// Name of the uplink's end on the host; while it exists, so does the namespace.
@@ -67,7 +73,7 @@ impl Namespace {
 
     /// Changes what the sandbox may reach; also cuts connections that the new policy does not allow.
     pub async fn set_egress(&self, policy: &EgressPolicy) -> Result<(), EgressError> {
-        let rules = egress_change(policy, self.resolver);
+        let rules = namespace_table(policy, self.resolver, &self.reach);
         inside(self.netns.clone(), move || load_rules(&rules))
             .await
             .map_err(|error: io::Error| EgressError { cause: error.to_string() })
@@ -84,7 +90,7 @@ impl Namespace {
 
         // The rules name interfaces that need not exist yet: nft works while the links are made.
         let (made, making) = oneshot::channel();
-        let rules = namespace_table(&host.options.egress, host.resolver);
+        let rules = namespace_table(&host.options.egress, host.resolver, &host.options.reach);
         let loading = tokio::spawn(on_thread(move || {
             let netns = make_namespace()?;
             // Dropped by a receiver that gave up; then the rules are in vain, too.
@@ -109,6 +115,7 @@ impl Namespace {
             tap: Some(tap),
             sockets: host.sockets.clone(),
             resolver: host.resolver,
+            reach: host.options.reach.clone(),
             uplink,
             _slot: slot,
         })
@@ -142,6 +149,7 @@ impl Namespace {
             tap: None,
             sockets: host.sockets.clone(),
             resolver: host.resolver,
+            reach: host.options.reach.clone(),
             uplink,
             _slot: slot,
         })

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::EgressPolicy;
+use crate::{EgressPolicy, Reach};
 
 /// The addresses that uplinks get unless configured otherwise.
 pub const DEFAULT_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 201, 0, 0), 16);
@@ -19,6 +19,8 @@ pub struct NetworkOptions {
     pub pool: Ipv4Net,
     /// DNS server that sandboxes use; `None` takes the first usable one of the host's own.
     pub resolver: Option<IpAddr>,
+    /// Which addresses sandboxes may have a way to at all.
+    pub reach: Reach,
     /// What a new namespace may reach until told otherwise.
     pub egress: EgressPolicy,
 }
@@ -38,7 +40,13 @@ pub struct ParseInstanceError(String);
 impl NetworkOptions {
     /// The defaults, for the server named `instance`.
     pub fn new(instance: Instance) -> Self {
-        Self { instance, pool: DEFAULT_POOL, resolver: None, egress: EgressPolicy::default() }
+        Self {
+            instance,
+            pool: DEFAULT_POOL,
+            resolver: None,
+            reach: Reach::default(),
+            egress: EgressPolicy::default(),
+        }
     }
 }
 

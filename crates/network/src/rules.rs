@@ -1,19 +1,26 @@
 //! The nft rules, as text. Pure functions: what a sandbox may reach can be read in the snapshots beside the tests.
+//!
+//! In a namespace, a packet of the guest's takes one of three ways:
+//!
+//! ```text
+//!             ┌─ detour: to the egress proxy, which listens in the namespace ─ input ─▶ proxy ─ output: guard ─▶ uplink
+//!  guest ─ tap0 ─ forward: egress ─▶ uplink ─▶ host: from_sandbox ─▶ internet
+//!             └─ refuse: a reset for TCP, "prohibited" for the rest, so that programs fail at once
+//! ```
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::{EgressPolicy, GATEWAY_ADDRESS, GUEST_ADDRESS, Instance, TAP_NAME};
+use crate::reach::destined_to;
+use crate::{
+    EgressPolicy, GATEWAY_ADDRESS, GUEST_ADDRESS, Instance, NAMES_PORT, NameService, PROXY_PORT, Reach,
+    TAP_NAME,
+};
 
 /// The namespace's end of the veth pair.
 pub(crate) const UPLINK_NAME: &str = "uplink";
-
-/// Where no sandbox gets, whatever its policy: this host, private and shared ranges, link-local (cloud metadata lives there),
-/// benchmarks, multicast, reserved. The only exception is the resolver's port 53.
-const UNREACHABLE: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
-     192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
 /// Start of the names of an instance's interfaces on the host.
 pub(crate) fn uplink_prefix(instance: &Instance) -> String {
@@ -26,10 +33,21 @@ pub(crate) fn host_table_name(instance: &Instance) -> String {
 }
 
 /// The host's rules. Loading them replaces a former table of the instance in one transaction.
-pub(crate) fn host_table(instance: &Instance, pool: Ipv4Net, resolver: Option<Ipv4Addr>) -> String {
+pub(crate) fn host_table(
+    instance: &Instance,
+    pool: Ipv4Net,
+    resolver: Option<Ipv4Addr>,
+    reach: &Reach,
+) -> String {
     let table = host_table_name(instance);
     let ours = format!("\"{}*\"", uplink_prefix(instance));
-    let dns = resolver.map_or(String::new(), |resolver| accept_dns(resolver, "    "));
+    let dns = resolver.map_or(String::new(), |resolver| lines(accept_dns(resolver)));
+    let beyond = reach.beyond();
+    // The host's own ends of the links are never opened: behind them is the host, and nothing else.
+    let opened = match reach.opened() {
+        [] => String::new(),
+        opened => lines([format!("ip daddr {pool} drop"), format!("{} accept", destined_to(opened))]),
+    };
     format!(
         "\
 table inet {table}
@@ -45,7 +63,7 @@ table inet {table} {{
     meta nfproto != ipv4 drop
     ip saddr != {pool} drop
     tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
-{dns}    ip daddr {{ {UNREACHABLE} }} drop
+{dns}    {beyond} drop
   }}
   chain to_sandbox {{
     ct state established,related accept
@@ -56,7 +74,7 @@ table inet {table} {{
     iifname {ours} jump to_host
   }}
   chain to_host {{
-{dns}    drop
+{dns}{opened}    drop
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -67,31 +85,34 @@ table inet {table} {{
     )
 }
 
-/// The rules of a new namespace.
-pub(crate) fn namespace_table(policy: &EgressPolicy, resolver: Option<Ipv4Addr>) -> String {
-    let dnat = resolver.map_or(String::new(), |resolver| {
-        ["udp", "tcp"].into_iter().fold(String::new(), |mut rules, protocol| {
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                rules,
-                "    iifname \"{TAP_NAME}\" ip daddr {GATEWAY_ADDRESS} {protocol} dport 53 dnat ip to {resolver}"
-            );
-            rules
-        })
-    });
-    let egress = egress_rules(policy, resolver).into_iter().fold(String::new(), |mut rules, rule| {
-        let _ = writeln!(rules, "    {rule}");
-        rules
-    });
+/// The rules of a namespace. Loading them replaces those it has in one transaction.
+///
+/// Every packet of the guest passes them, also those of established connections, so a stricter policy cuts those.
+pub(crate) fn namespace_table(policy: &EgressPolicy, resolver: Option<Ipv4Addr>, reach: &Reach) -> String {
+    let beyond = reach.beyond();
+    let detour = lines(detour_rules(policy, resolver, reach));
+    let egress = lines(egress_rules(policy, resolver, reach));
+    let dns = resolver.map_or(String::new(), |resolver| lines(accept_dns(resolver)));
     format!(
         "\
+table inet torpor
+delete table inet torpor
 table inet torpor {{
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
+  }}
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
-{dnat}  }}
+    iifname \"{TAP_NAME}\" meta nfproto ipv4 jump detour
+  }}
+  chain detour {{
+{detour}  }}
   chain input {{
     type filter hook input priority filter; policy drop;
     ct state established,related accept
+    iifname \"{TAP_NAME}\" ct status dnat accept
+    iifname \"{TAP_NAME}\" jump refuse
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
@@ -100,6 +121,13 @@ table inet torpor {{
   }}
   chain egress {{
 {egress}  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname \"{UPLINK_NAME}\" jump guard
+  }}
+  chain guard {{
+{dns}    {beyond} jump refuse
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname \"{UPLINK_NAME}\" masquerade
@@ -109,38 +137,87 @@ table inet torpor {{
     )
 }
 
-/// Replaces the egress rules of a namespace in one transaction.
-///
-/// Every packet of the guest passes them, also those of established connections, so a stricter policy cuts those.
-pub(crate) fn egress_change(policy: &EgressPolicy, resolver: Option<Ipv4Addr>) -> String {
-    let mut text = String::from("flush chain inet torpor egress\n");
-    for rule in egress_rules(policy, resolver) {
-        let _ = writeln!(text, "add rule inet torpor egress {rule}");
-    }
-    text
-}
-
-fn egress_rules(policy: &EgressPolicy, resolver: Option<Ipv4Addr>) -> Vec<String> {
-    if !policy.allow_internet {
-        return vec!["drop".to_owned()];
-    }
-    let mut rules: Vec<String> = Vec::new();
+/// Which packets of the guest go elsewhere than where they are addressed to.
+fn detour_rules(policy: &EgressPolicy, resolver: Option<Ipv4Addr>, reach: &Reach) -> Vec<String> {
+    let mut rules = Vec::new();
+    let resolver = match policy.names {
+        NameService::Open => resolver.map(|resolver| resolver.to_string()),
+        NameService::Filtered => Some(format!("{GATEWAY_ADDRESS}:{NAMES_PORT}")),
+        NameService::Only(_) => None,
+    };
     if let Some(resolver) = resolver {
-        rules.extend(accept_dns(resolver, "").lines().map(str::to_owned));
+        for protocol in ["udp", "tcp"] {
+            rules.push(format!("ip daddr {GATEWAY_ADDRESS} {protocol} dport 53 dnat ip to {resolver}"));
+        }
     }
-    rules.push(format!("ip daddr {{ {UNREACHABLE} }} drop"));
-    rules.push("accept".to_owned());
-    rules
+    if !policy.inspect_allowed && !policy.inspect_denied {
+        return rules;
+    }
+    let to_proxy = format!("dnat ip to {GATEWAY_ADDRESS}:{PROXY_PORT}");
+    let verdict = |inspect| if inspect { to_proxy.as_str() } else { "return" };
+    rules.push("meta l4proto != tcp return".to_owned());
+    rules.push(format!("{} return", reach.beyond()));
+    if let NameService::Only(servers) = &policy.names {
+        rules.extend(servers.iter().map(|server| format!("ip daddr {server} tcp dport 53 return")));
+    }
+    if !policy.allow.is_empty() {
+        rules.push(format!("{} {}", destined_to(&policy.allow), verdict(policy.inspect_allowed)));
+    }
+    if !policy.deny.is_empty() {
+        rules.push(format!("{} {}", destined_to(&policy.deny), verdict(policy.inspect_denied)));
+    }
+    rules.push(verdict(policy.inspect_allowed).to_owned());
+    until_decided(rules, &[&to_proxy, "return"])
 }
 
-fn accept_dns(resolver: Ipv4Addr, indent: &str) -> String {
-    format!(
-        "{indent}ip daddr {resolver} udp dport 53 accept\n{indent}ip daddr {resolver} tcp dport 53 accept\n"
-    )
+/// What becomes of packets that leave as they are.
+fn egress_rules(policy: &EgressPolicy, resolver: Option<Ipv4Addr>, reach: &Reach) -> Vec<String> {
+    let mut rules: Vec<String> = Vec::new();
+    if let (NameService::Open, Some(resolver)) = (&policy.names, resolver) {
+        rules.extend(accept_dns(resolver));
+    }
+    rules.push(format!("{} jump refuse", reach.beyond()));
+    if let NameService::Only(servers) = &policy.names {
+        rules.extend(servers.iter().flat_map(|server| accept_dns(*server)));
+    }
+    if policy.inspect_allowed {
+        // Connections from before the egress proxy had to see them.
+        rules.push("meta l4proto tcp jump refuse".to_owned());
+    }
+    if !policy.allow.is_empty() {
+        rules.push(format!("{} accept", destined_to(&policy.allow)));
+    }
+    if !policy.deny.is_empty() {
+        rules.push(format!("{} jump refuse", destined_to(&policy.deny)));
+    }
+    rules.push("accept".to_owned());
+    until_decided(rules, &["jump refuse", "accept"])
+}
+
+/// Leaves out what no packet gets to: everything behind a verdict without a condition.
+fn until_decided(rules: Vec<String>, verdicts: &[&str]) -> Vec<String> {
+    let mut decided = false;
+    let rules = rules.into_iter().map(|rule| rule.trim_start().to_owned());
+    rules.take_while(|rule| !std::mem::replace(&mut decided, verdicts.contains(&rule.as_str()))).collect()
+}
+
+fn accept_dns(resolver: Ipv4Addr) -> [String; 2] {
+    ["udp", "tcp"].map(|protocol| format!("ip daddr {resolver} {protocol} dport 53 accept"))
+}
+
+/// Rules as the lines of a chain.
+fn lines(rules: impl IntoIterator<Item = String>) -> String {
+    rules.into_iter().fold(String::new(), |mut text, rule| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "    {rule}");
+        text
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use torpor_types::Egress;
+
     use super::*;
     use crate::DEFAULT_POOL;
 
@@ -148,38 +225,56 @@ mod tests {
         "0123abcd".parse().unwrap()
     }
 
+    fn opening() -> Reach {
+        Reach::opening(&["10.77.0.0/16".parse().unwrap()])
+    }
+
+    /// What the chains `detour` and `egress` say.
+    fn variable_part(json: &str, reach: &Reach) -> String {
+        let policy = EgressPolicy::from(&serde_json::from_str::<Egress>(json).unwrap());
+        let (detour, egress) =
+            (detour_rules(&policy, RESOLVER, reach), egress_rules(&policy, RESOLVER, reach));
+        format!("{json}\ndetour:\n{}egress:\n{}", lines(detour), lines(egress))
+    }
+
     const RESOLVER: Option<Ipv4Addr> = Some(Ipv4Addr::new(10, 0, 0, 53));
 
     #[test]
     fn the_host_lets_sandboxes_reach_the_resolver_and_public_addresses_only() {
-        insta::assert_snapshot!(host_table(&instance(), DEFAULT_POOL, RESOLVER));
+        insta::assert_snapshot!(host_table(&instance(), DEFAULT_POOL, RESOLVER, &Reach::default()));
+    }
+
+    #[test]
+    fn the_host_lets_sandboxes_reach_what_the_operator_opened() {
+        insta::assert_snapshot!(host_table(&instance(), DEFAULT_POOL, RESOLVER, &opening()));
     }
 
     #[test]
     fn without_a_resolver_the_host_lets_nothing_in() {
-        let table = host_table(&instance(), DEFAULT_POOL, None);
+        let table = host_table(&instance(), DEFAULT_POOL, None, &Reach::default());
         assert!(!table.contains("dport"), "{table}");
         assert!(table.contains("chain to_host {\n    drop\n"), "{table}");
     }
 
     #[test]
     fn a_namespace_forwards_names_and_public_addresses_only() {
-        insta::assert_snapshot!(namespace_table(&EgressPolicy::default(), RESOLVER));
+        insta::assert_snapshot!(namespace_table(&EgressPolicy::default(), RESOLVER, &Reach::default()));
     }
 
     #[test]
-    fn without_internet_a_namespace_forwards_nothing() {
-        insta::assert_snapshot!(egress_change(&EgressPolicy { allow_internet: false }, RESOLVER));
-    }
-
-    #[test]
-    fn opening_the_way_out_again_restores_the_first_rules() {
-        let opened = egress_change(&EgressPolicy::default(), RESOLVER);
-        let first = namespace_table(&EgressPolicy::default(), RESOLVER);
-        for rule in opened.lines().skip(1) {
-            let rule = rule.strip_prefix("add rule inet torpor egress ").unwrap();
-            assert!(first.contains(&format!("    {rule}\n")), "{rule}");
-        }
+    fn what_a_policy_lets_through_directly_and_what_the_egress_proxy_sees() {
+        let policies = [
+            r#"{"deny_out":["0.0.0.0/0"]}"#,
+            r#"{"allow_out":["8.8.8.8","8.8.4.0/24"],"deny_out":["8.0.0.0/8","9.9.9.9"]}"#,
+            r#"{"allow_out":["8.8.8.8","example.com"],"deny_out":["0.0.0.0/0"]}"#,
+            r#"{"allow_out":["example.com"],"deny_out":["0.0.0.0/0"],"dns_servers":["9.9.9.9"]}"#,
+            r#"{"deny_out":["9.9.9.9"],"rules":{"a.com":[{"headers":{"x":"y"}}]}}"#,
+            r#"{"allow_out":["8.8.8.8","a.com"],"deny_out":["0.0.0.0/0"],"rules":{"a.com":[{"headers":{"x":"y"}}]}}"#,
+            r#"{"proxy":{"address":"proxy.example:1080"}}"#,
+        ];
+        let closed = policies.map(|policy| variable_part(policy, &Reach::default()));
+        let opened = variable_part(policies[2], &opening());
+        insta::assert_snapshot!(format!("{}\nwith 10.77.0.0/16 opened, {opened}", closed.join("\n")));
     }
 
     #[test]

@@ -8,20 +8,27 @@
 
 mod lab;
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 
 use futures::FutureExt as _;
-use lab::{FORBIDDEN, Guest, HOST, Lab, Net, PUBLIC, RESOLVER, in_lab, options, until_unused};
+use lab::{FORBIDDEN, Guest, HOST, Lab, Net, OTHER_PUBLIC, PUBLIC, RESOLVER, in_lab, options, until_unused};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use torpor_network::{
     AGENT_PORT, AdoptError, EgressPolicy, GATEWAY_ADDRESS, GUEST_ADDRESS, Leftover, Namespace, Network,
+    PROXY_PORT, Reach,
 };
 
 async fn sandbox(network: &Network) -> (Namespace, Guest) {
     let mut namespace = network.create().await.unwrap();
     let guest = Guest::plug_in(namespace.take_tap().unwrap());
     (namespace, guest)
+}
+
+/// The policy that stands for this egress.
+fn policy(egress: &str) -> EgressPolicy {
+    EgressPolicy::from(&serde_json::from_str(egress).unwrap())
 }
 
 /// Sends the first packet of a connection.
@@ -168,27 +175,98 @@ fn the_server_reaches_ports_in_a_guest_without_an_address_for_it() {
 
 #[test]
 #[ignore = "needs root: run by make test"]
-fn taking_the_internet_away_cuts_open_connections_and_giving_it_back_mends_them() {
+fn taking_the_internet_away_cuts_open_connections_and_refuses_new_ones_at_once() {
     in_lab(|lab: Lab| async move {
         let network = Network::start(options("0a000005")).await.unwrap();
         let (namespace, guest) = sandbox(&network).await;
         let public = lab.outside.listen(PUBLIC, 80);
-        let agent = guest.net.listen(GUEST_ADDRESS, AGENT_PORT);
-        let mut inside = namespace.connector().connect(AGENT_PORT).await.unwrap();
-        let (mut agent, _) = agent.accept().await.unwrap();
         let mut open = guest.net.connect(PUBLIC, 80).await.unwrap();
         let (mut far, _) = public.accept().await.unwrap();
 
-        namespace.set_egress(&EgressPolicy { allow_internet: false }).await.unwrap();
+        namespace.set_egress(&policy(r#"{"deny_out":["0.0.0.0/0"]}"#)).await.unwrap();
         open.write_all(b"leak").await.unwrap();
-        agent.write_all(b"next").await.unwrap();
-        let mut heard = [0; 4];
-        inside.read_exact(&mut heard).await.unwrap();
+        let cut = open.read(&mut [0; 4]).await.unwrap_err();
+        assert_eq!(cut.kind(), ErrorKind::ConnectionReset);
         assert!(far.read(&mut [0; 4]).now_or_never().is_none(), "data got out");
+        assert_eq!(guest.net.connect(PUBLIC, 80).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let datagrams = guest.net.udp(Ipv4Addr::UNSPECIFIED, 0);
+        datagrams.connect((GATEWAY_ADDRESS, 53)).await.unwrap();
+        datagrams.send(b"who?").await.unwrap();
+        datagrams.recv(&mut [0; 4]).await.expect_err("the resolver is a way out, too");
 
-        namespace.set_egress(&EgressPolicy { allow_internet: true }).await.unwrap();
-        far.read_exact(&mut heard).await.unwrap();
-        assert_eq!(&heard, b"leak");
+        namespace.set_egress(&EgressPolicy::default()).await.unwrap();
+        guest.net.connect(PUBLIC, 80).await.unwrap();
+        public.accept().await.unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn an_allowed_address_is_reached_although_its_block_is_denied() {
+    in_lab(|lab: Lab| async move {
+        let network = Network::start(options("0a00000b")).await.unwrap();
+        let (namespace, guest) = sandbox(&network).await;
+        let (allowed, denied) = (lab.outside.listen(PUBLIC, 80), lab.outside.listen(OTHER_PUBLIC, 80));
+        let allow = format!(r#"{{"allow_out":["{PUBLIC}"],"deny_out":["203.0.113.0/24"]}}"#);
+        namespace.set_egress(&policy(&allow)).await.unwrap();
+        guest.net.connect(PUBLIC, 80).await.unwrap();
+        allowed.accept().await.unwrap();
+        let refused = guest.net.connect(OTHER_PUBLIC, 80).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(nobody_came(&denied));
+        // Allowing what no sandbox reaches opens nothing.
+        let private = lab.outside.listen(FORBIDDEN[1], 80);
+        let allow = format!(r#"{{"allow_out":["{}"]}}"#, FORBIDDEN[1]);
+        namespace.set_egress(&policy(&allow)).await.unwrap();
+        let refused = guest.net.connect(FORBIDDEN[1], 80).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(nobody_came(&private));
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn what_the_operator_opened_is_reached_and_a_policy_can_still_deny_it() {
+    in_lab(|lab: Lab| async move {
+        let mut options = options("0a00000c");
+        let [.., opened, closed] = FORBIDDEN;
+        options.reach = Reach::opening(&[opened.into()]);
+        let network = Network::start(options).await.unwrap();
+        let (namespace, guest) = sandbox(&network).await;
+        let (private, other) = (lab.outside.listen(opened, 80), lab.outside.listen(closed, 80));
+        guest.net.connect(opened, 80).await.unwrap();
+        private.accept().await.unwrap();
+        let refused = guest.net.connect(closed, 80).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(nobody_came(&other));
+        namespace.set_egress(&policy(r#"{"deny_out":["0.0.0.0/0"]}"#)).await.unwrap();
+        let refused = guest.net.connect(opened, 80).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn what_the_egress_proxy_has_to_see_is_refused_while_it_does_not_listen() {
+    in_lab(|lab: Lab| async move {
+        let network = Network::start(options("0a00000d")).await.unwrap();
+        let (namespace, guest) = sandbox(&network).await;
+        let public = lab.outside.listen(PUBLIC, 80);
+        let domains = r#"{"allow_out":["example.com"],"deny_out":["0.0.0.0/0"]}"#;
+        namespace.set_egress(&policy(domains)).await.unwrap();
+        assert_eq!(guest.net.connect(PUBLIC, 80).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+
+        let listening = namespace.sockets().tcp().await.unwrap();
+        listening.bind((GATEWAY_ADDRESS, PROXY_PORT).into()).unwrap();
+        let proxy = listening.listen(8).unwrap();
+        guest.net.connect(PUBLIC, 80).await.unwrap();
+        let (redirected, _) = proxy.accept().await.unwrap();
+        let asked = rustix::net::sockopt::ip_original_dst(&redirected).unwrap();
+        assert_eq!(asked, std::net::SocketAddrV4::new(PUBLIC, 80));
+        // Nobody comes to it by another way.
+        let refused = guest.net.connect(GATEWAY_ADDRESS, PROXY_PORT).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(nobody_came(&public));
     });
 }
 
@@ -221,7 +299,7 @@ fn a_machine_is_adopted_after_a_restart_and_its_rules_stay_in_force_meanwhile() 
         let public = lab.outside.listen(PUBLIC, 80);
         guest.net.connect(PUBLIC, 80).await.unwrap();
         public.accept().await.unwrap();
-        namespace.set_egress(&EgressPolicy { allow_internet: false }).await.unwrap();
+        namespace.set_egress(&policy(r#"{"deny_out":["0.0.0.0/0"]}"#)).await.unwrap();
 
         for machine in [&mut machine, &mut stray_machine] {
             drop(machine.stdin.take());

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use torpor_machine::{MachineOptions, Machines};
-use torpor_network::{Instance, Network, NetworkOptions};
-use torpor_types::Accelerator;
+use torpor_network::{Instance, Network, NetworkOptions, Reach};
+use torpor_types::{Accelerator, Block};
 use torpor_vault::Vault;
 use torpor_vault::place::{self, PlaceOptions};
 
@@ -110,5 +110,35 @@ fn network_options(data_dir: &DataDir, settings: &Settings) -> Result<NetworkOpt
     if let Some(resolver) = settings.resolver {
         options.resolver = Some(resolver);
     }
+    if let Some(networks) = &settings.allow_private_networks {
+        options.reach =
+            Reach::opening(&blocks(networks).map_err(|why| wrong("allow_private_networks", &why))?);
+    }
     Ok(options)
+}
+
+/// The IPv4 networks in a list with commas.
+fn blocks(list: &str) -> Result<Vec<ipnet::Ipv4Net>, String> {
+    let block = |entry: &str| {
+        let block: Block = entry.parse().map_err(|error: torpor_types::ParseBlockError| error.to_string())?;
+        block.v4().ok_or_else(|| format!("'{entry}' is not one of IPv4, which is all that sandboxes have"))
+    };
+    list.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(block).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_opened_by_a_list_with_commas() {
+        let opened = blocks("10.1.0.0/16, 192.168.7.7,").unwrap();
+        assert_eq!(
+            opened.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.1.0.0/16", "192.168.7.7/32"]
+        );
+        for wrong in ["10.1.0.0/33", "10.1.0.0/16;10.2.0.0/16", "fd00::/8", "lan"] {
+            assert!(blocks(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -79,6 +79,8 @@ pub(crate) async fn serve(
         vault: node.vault.clone(),
         machines: node.machines.clone(),
         limits: settings.limits(),
+        network: node.network.clone(),
+        egress_roots: settings.egress_roots.clone(),
         warm_machines: settings.warm_machines(),
         kernels_dir: data_dir.kernels(),
     })

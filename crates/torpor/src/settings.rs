@@ -81,6 +81,16 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_RESOLVER")]
     pub(crate) resolver: Option<IpAddr>,
 
+    /// Private IPv4 networks that sandboxes may reach all the same, addresses of this host included; with commas
+    /// between them
+    #[arg(long, env = "TORPOR_ALLOW_PRIVATE_NETWORKS", value_name = "CIDR,...")]
+    pub(crate) allow_private_networks: Option<String>,
+
+    /// PEM file with certificates of authorities that are trusted, beside the host's, when headers are put into what
+    /// sandboxes send by HTTPS
+    #[arg(long, env = "TORPOR_EGRESS_ROOTS", value_name = "FILE")]
+    pub(crate) egress_roots: Option<PathBuf>,
+
     /// What is logged, in tracing's filter syntax [default: info]
     #[arg(long, env = "TORPOR_LOG")]
     pub(crate) log: Option<String>,
@@ -128,6 +138,8 @@ impl Settings {
             qemu: self.qemu.or(other.qemu),
             network_pool: self.network_pool.or(other.network_pool),
             resolver: self.resolver.or(other.resolver),
+            allow_private_networks: self.allow_private_networks.or(other.allow_private_networks),
+            egress_roots: self.egress_roots.or(other.egress_roots),
             log: self.log.or(other.log),
         }
     }

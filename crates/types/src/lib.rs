@@ -9,5 +9,8 @@ mod network;
 mod shape;
 
 pub use id::{MachineId, ParseIdError, SandboxId, SnapshotId, TeamId, TemplateId};
-pub use network::{Egress, EgressProxy, HeaderRule, Ingress, NetworkConfig};
+pub use network::{
+    Block, Destination, DomainName, DomainPattern, Egress, EgressProxy, HeaderRule, Ingress, NetworkConfig,
+    ParseBlockError, ParseDestinationError, ParseDomainError, ParseProxyAddressError, ProxyAddress,
+};
 pub use shape::{Accelerator, GUEST_PAGE_BYTES, MIB, Shape};

@@ -70,7 +70,7 @@ impl From<LifecycleError> for ApiError {
                 (StatusCode::CONFLICT, None)
             }
             E::InvalidName { .. } | E::SnapshotInUse { .. } => (StatusCode::BAD_REQUEST, None),
-            E::TimeoutNotPositive | E::TimeoutTooLong { .. } | E::MaxLengthExceeded => {
+            E::TimeoutNotPositive | E::TimeoutTooLong { .. } | E::MaxLengthExceeded | E::ProxyOutOfReach(_) => {
                 (StatusCode::BAD_REQUEST, None)
             }
             E::TooManyRunning { .. } => (StatusCode::TOO_MANY_REQUESTS, None),
@@ -110,6 +110,7 @@ mod tests {
             LifecycleError::TemplateNotFound { asked: "bse".into(), known: vec!["base".into()] },
             LifecycleError::TemplateNotFound { asked: "base".into(), known: vec![] },
             LifecycleError::TimeoutNotPositive,
+            LifecycleError::ProxyOutOfReach(std::net::Ipv4Addr::new(10, 0, 0, 1)),
             LifecycleError::TimeoutTooLong { max_hours: 24 },
             LifecycleError::MaxLengthExceeded,
             LifecycleError::TooManyRunning { max_running: 20 },

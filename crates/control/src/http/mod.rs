@@ -3,6 +3,7 @@
 //! Everything that is answered here is JSON, failures included (see `error`). What the published SDKs call but this
 //! server does not have yet is answered 404, which says so.
 
+mod egress;
 mod error;
 mod extract;
 mod idempotency;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderName, Method, Request, Response, StatusCode, Uri};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -72,6 +73,7 @@ fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions
         .route("/sandboxes/{id}/resume", post(sandboxes::resume))
         .route("/sandboxes/{id}/connect", post(sandboxes::connect_v1))
         .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect_v2))
+        .route("/sandboxes/{id}/network", put(sandboxes::set_network))
         .route("/sandboxes/{id}/timeout", post(sandboxes::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(sandboxes::refresh))
         .route("/sandboxes/{id}/snapshots", post(snapshots::take))

@@ -1,9 +1,10 @@
 //! `network` of a sandbox on the wire: `SandboxNetworkConfig` of protocol section 1.1.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use torpor_types::NetworkConfig;
+use torpor_types::{Ingress, NetworkConfig};
 
+use super::egress::EgressJson;
 use super::error::ApiError;
 use super::wire::is_nothing;
 
@@ -13,10 +14,20 @@ use super::wire::is_nothing;
 pub(super) struct Network {
     allow_public_traffic: Option<bool>,
     mask_request_host: Option<String>,
-    allow_out: Value,
-    deny_out: Value,
-    egress_proxy: Value,
-    rules: Value,
+    https_ports: Value,
+    #[serde(flatten)]
+    egress: EgressJson,
+}
+
+/// What a client is shown of it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NetworkDetail {
+    allow_public_traffic: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask_request_host: Option<String>,
+    #[serde(flatten)]
+    egress: EgressJson,
 }
 
 // === impl Network ===
@@ -24,20 +35,28 @@ pub(super) struct Network {
 impl Network {
     /// Checks it. What this server cannot do yet is refused, not ignored: a client that asks for a firewall rule must
     /// not believe that it has one.
-    pub(super) fn into_config(self) -> Result<NetworkConfig, ApiError> {
+    pub(super) fn into_config(self, allow_internet: bool) -> Result<NetworkConfig, ApiError> {
         let unsupported = [
             ("allowPublicTraffic", self.allow_public_traffic == Some(false)),
             ("maskRequestHost", self.mask_request_host.is_some()),
-            ("allowOut", !is_nothing(&self.allow_out)),
-            ("denyOut", !is_nothing(&self.deny_out)),
-            ("egressProxy", !is_nothing(&self.egress_proxy)),
-            ("rules", !is_nothing(&self.rules)),
+            ("httpsPorts", !is_nothing(&self.https_ports)),
         ];
-        match unsupported.iter().find(|(_, asked)| *asked) {
-            Some((name, _)) => {
-                Err(ApiError::bad_request(format!("network.{name} is not supported by this server yet")))
-            }
-            None => Ok(NetworkConfig::default()),
+        if let Some((name, _)) = unsupported.iter().find(|(_, asked)| *asked) {
+            return Err(ApiError::bad_request(format!("network.{name} is not supported by this server yet")));
         }
+        Ok(NetworkConfig { ingress: Ingress::default(), egress: self.egress.into_egress(allow_internet)? })
+    }
+}
+
+// === impl NetworkDetail ===
+
+impl NetworkDetail {
+    /// `None` where everything is as it is without settings.
+    pub(super) fn of(config: &NetworkConfig) -> Option<Self> {
+        (*config != NetworkConfig::default()).then(|| Self {
+            allow_public_traffic: config.ingress.allow_public_traffic,
+            mask_request_host: config.ingress.mask_request_host.clone(),
+            egress: EgressJson::from(&config.egress),
+        })
     }
 }

@@ -63,6 +63,7 @@ fn refusal(error: LifecycleError) -> Refusal {
         | E::InvalidName { .. }
         | E::SnapshotInUse { .. }
         | E::TimeoutNotPositive
+        | E::ProxyOutOfReach(_)
         | E::TimeoutTooLong { .. }
         | E::MaxLengthExceeded
         | E::NoRoom { .. }

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::egress::NetworkUpdate;
 use super::error::ApiError;
 use super::extract::{JsonBody, SandboxPath, Team};
 use super::idempotency::{IdempotencyKey, create_once};
@@ -169,6 +170,17 @@ pub(super) async fn set_timeout(
     JsonBody(body): JsonBody<TimeoutRequest>,
 ) -> Result<StatusCode, ApiError> {
     state.sandboxes.set_timeout(&team, &id, body.timeout).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn set_network(
+    State(state): Shared,
+    Team(team): Team,
+    SandboxPath(id): SandboxPath,
+    JsonBody(body): JsonBody<NetworkUpdate>,
+) -> Result<StatusCode, ApiError> {
+    let (egress, allow_internet) = body.into_egress()?;
+    state.sandboxes.set_egress(&team, &id, egress, allow_internet).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use torpor_types::{SandboxId, TeamId};
+use torpor_types::{Egress, SandboxId, TeamId};
 
 use super::idempotency::Repeats;
 use crate::lifecycle::{
@@ -56,6 +56,13 @@ pub(super) trait Lifecycle: Send + Sync {
     ) -> Result<(SandboxView, Connected), LifecycleError>;
     async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError>;
     async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError>;
+    async fn set_egress(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        egress: Egress,
+        allow_internet: bool,
+    ) -> Result<(), LifecycleError>;
     async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError>;
     async fn snapshot(
         &self,
@@ -165,6 +172,16 @@ impl Lifecycle for Sandboxes {
 
     async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError> {
         Sandboxes::refresh(self, team, id, duration_s).await
+    }
+
+    async fn set_egress(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        egress: Egress,
+        allow_internet: bool,
+    ) -> Result<(), LifecycleError> {
+        Sandboxes::set_egress(self, team, id, egress, allow_internet).await
     }
 
     async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError> {

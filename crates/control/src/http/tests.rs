@@ -10,7 +10,7 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use torpor_types::{SandboxId, Shape, SnapshotId, TeamId, TemplateId};
+use torpor_types::{Egress, SandboxId, Shape, SnapshotId, TeamId, TemplateId};
 use tower::ServiceExt;
 
 use super::*;
@@ -154,6 +154,23 @@ impl Lifecycle for Pretended {
 
     async fn refresh(&self, team: &TeamId, id: &SandboxId, _: i64) -> Result<(), LifecycleError> {
         self.with(team, id, |_| Ok(()))
+    }
+
+    async fn set_egress(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        egress: Egress,
+        allow_internet: bool,
+    ) -> Result<(), LifecycleError> {
+        self.with(team, id, |view| match view.state {
+            VisibleState::Paused => Err(LifecycleError::Paused(id.clone())),
+            VisibleState::Running => {
+                view.network.egress = egress;
+                view.allow_internet = allow_internet;
+                Ok(())
+            }
+        })
     }
 
     async fn kill(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError> {
@@ -356,6 +373,42 @@ async fn the_detail_of_a_sandbox_has_exactly_the_fields_of_the_protocol() {
         insta::assert_json_snapshot!(format!("detail_{state}"), detail);
         server.ask("POST", &format!("/sandboxes/{id}/pause"), "").await;
     }
+}
+
+#[tokio::test]
+async fn what_a_sandbox_reaches_is_replaced_as_a_whole_and_shown_in_its_detail() {
+    let server = Server::start().await;
+    let body = r#"{"templateID":"base","network":{"allowOut":["api.example.com","8.8.8.8"],"denyOut":["0.0.0.0/0"],
+        "egressProxy":{"address":"proxy.example.com:1080","username":"u","password":"secret"},
+        "rules":{"api.example.com":[{"transform":{"headers":{"x-key":"1"}}}]}}}"#;
+    let (status, made) = server.ask("POST", "/v2/sandboxes", body).await;
+    assert_eq!(status, 201, "{made}");
+    let id = made["sandboxID"].as_str().unwrap();
+    let network = async || {
+        let (_, detail) = server.ask("GET", &format!("/sandboxes/{id}"), "").await;
+        (detail["network"].clone(), detail["allowInternetAccess"].clone())
+    };
+    insta::assert_json_snapshot!("detail_network", network().await);
+
+    let path = format!("/sandboxes/{id}/network");
+    for (body, expected) in [
+        (r#"{"denyOut":["1.1.1.1"]}"#, 204),
+        (r#"{"denyOut":["example.com"]}"#, 400),
+        (r#"{"allowOut":["example.com"]}"#, 400),
+        (r#"{"denyOut":"1.1.1.1"}"#, 400),
+    ] {
+        let (status, answer) = server.ask("PUT", &path, body).await;
+        assert_eq!(status, expected, "{body}: {answer}");
+    }
+    let expected = json!({"allowPublicTraffic": true, "denyOut": ["1.1.1.1"]});
+    assert_eq!(network().await, (expected, json!(true)));
+    assert_eq!(server.ask("PUT", &path, r#"{"allow_internet_access":false}"#).await.0, 204);
+    assert_eq!(network().await, (Value::Null, json!(false)));
+    assert_eq!(server.ask("PUT", &path, "").await.0, 204);
+    assert_eq!(network().await, (Value::Null, json!(true)));
+    server.ask("POST", &format!("/sandboxes/{id}/pause"), "").await;
+    assert_eq!(server.ask("PUT", &path, "{}").await.0, 404);
+    assert_eq!(server.ask("PUT", "/sandboxes/inone/network", "{}").await.0, 404);
 }
 
 #[tokio::test]

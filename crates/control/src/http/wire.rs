@@ -8,7 +8,7 @@ use serde_json::Value;
 use torpor_types::SandboxId;
 
 use super::error::ApiError;
-use super::network::Network;
+use super::network::{Network, NetworkDetail};
 use crate::lifecycle::{
     CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, OnTimeout, SandboxView, VisibleState,
 };
@@ -128,6 +128,8 @@ pub(super) struct SandboxDetail {
     #[serde(rename = "allowInternetAccess")]
     allow_internet_access: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<NetworkDetail>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     domain: Option<String>,
     lifecycle: LifecycleJson,
     #[serde(rename = "pauseMode", skip_serializing_if = "Option::is_none")]
@@ -191,7 +193,8 @@ impl NewSandbox {
     /// Checks the request and fills in what was not said. What this server cannot do yet is refused, not ignored: a
     /// client that asks for a firewall rule must not believe that it has one.
     pub(super) fn into_create(self, version: CreateVersion) -> Result<CreateSandbox, ApiError> {
-        let network = self.network.unwrap_or_default().into_config()?;
+        let allow_internet = self.allow_internet_access.unwrap_or(true);
+        let network = self.network.unwrap_or_default().into_config(allow_internet)?;
         for (name, value) in [("mcp", &self.mcp), ("iam", &self.iam), ("volumeMounts", &self.volume_mounts)] {
             if value.as_ref().is_some_and(|value| !is_nothing(value)) {
                 return Err(ApiError::bad_request(format!("{name} is not supported by this server yet")));
@@ -227,7 +230,7 @@ impl NewSandbox {
             keep_memory_on_timeout,
             auto_resume,
             secure: version == CreateVersion::V2 || self.secure.unwrap_or(false),
-            allow_internet: self.allow_internet_access.unwrap_or(true),
+            allow_internet,
             network,
             metadata: self.metadata.unwrap_or_default(),
             env_vars,
@@ -294,6 +297,7 @@ impl SandboxDetail {
         Self {
             envd_access_token: view.access_token.clone(),
             allow_internet_access: view.allow_internet,
+            network: NetworkDetail::of(&view.network),
             domain: domain.map(str::to_owned),
             lifecycle: LifecycleJson {
                 auto_resume: view.auto_resume,
@@ -371,7 +375,7 @@ mod tests {
         let refused = [
             json!({"templateID":"base","autoPauseMemory":false}),
             json!({"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}),
-            json!({"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}),
+            json!({"templateID":"base","network":{"httpsPorts":[3000]}}),
             json!({"templateID":"base","network":{"allowPublicTraffic":false}}),
             json!({"templateID":"base","mcp":{"x":{"y":1}}}),
             json!({"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}),

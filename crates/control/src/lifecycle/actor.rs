@@ -4,10 +4,11 @@
 //! asks for just that, *joins* it: it gets the same answer instead of a conflict.
 //!
 //! This file has the actor, its loop and what it publishes; its modules have what it does: [`create`], [`pause`],
-//! [`resume`], [`snapshot`], [`end`].
+//! [`resume`], [`snapshot`], [`network`], [`end`].
 
 mod create;
 mod end;
+mod network;
 mod pause;
 mod resume;
 mod snapshot;
@@ -18,7 +19,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use torpor_machine::Machine;
-use torpor_types::{MachineId, SnapshotId};
+use torpor_types::{Egress, MachineId, SnapshotId};
 use tracing::Instrument;
 
 use super::api::{Connected, LifecycleError, OnTimeout, SandboxView};
@@ -68,6 +69,11 @@ pub(super) enum Operation {
     },
     Refresh {
         duration_s: i64,
+        reply: Reply<()>,
+    },
+    SetEgress {
+        egress: Box<Egress>,
+        allow_internet: bool,
         reply: Reply<()>,
     },
     Kill {
@@ -251,6 +257,10 @@ impl Actor {
             }
             Operation::Refresh { duration_s, reply } => {
                 answer(reply, self.refresh(duration_s).await);
+            }
+            Operation::SetEgress { egress, allow_internet, reply } => {
+                let outcome = self.set_egress(*egress, allow_internet).await;
+                answer(reply, outcome);
             }
             Operation::Kill { reply } => {
                 let outcome = self.kill().await;

@@ -170,6 +170,12 @@ pub enum LifecycleError {
     /// The sandbox is changing its state at the moment; try again.
     #[error("The sandbox {0} is in transition; try again in a moment")]
     InTransition(SandboxId),
+    /// The user's proxy is where no sandbox gets.
+    #[error(
+        "network.egressProxy: the proxy {0} has an address in a private range, which sandboxes do not reach. Who runs this \
+         server can open it with --allow-private-networks"
+    )]
+    ProxyOutOfReach(std::net::Ipv4Addr),
     /// No template of that id or name.
     #[error("Template '{asked}' was not found. {}", known_templates(.known))]
     TemplateNotFound {

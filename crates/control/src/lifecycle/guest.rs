@@ -71,6 +71,7 @@ pub(super) async fn init(
     record: &SandboxRecord,
     access_token: Option<String>,
     lifecycle_id: String,
+    ca_bundle: Option<String>,
 ) -> Result<(), InitError> {
     let mut entropy = [0u8; ENTROPY_BYTES];
     rand::Rng::fill(&mut rand::rng(), &mut entropy[..]);
@@ -83,9 +84,29 @@ pub(super) async fn init(
         sandbox_id: Some(id.to_string()),
         template_id: Some(record.template_id.to_string()),
         lifecycle_id: Some(lifecycle_id),
+        ca_bundle,
         ..InitRequest::default()
     };
-    let body = serde_json::to_vec(&request).map_err(|e| InitError::Request(e.to_string()))?;
+    tell(connector, &request).await
+}
+
+/// Tells the agent, in the same start or resume, to trust an authority.
+#[tracing::instrument(name = "guest.trust", skip_all)]
+pub(super) async fn trust(
+    connector: &Connector,
+    lifecycle_id: &str,
+    ca_bundle: &str,
+) -> Result<(), InitError> {
+    let request = InitRequest {
+        lifecycle_id: Some(lifecycle_id.to_owned()),
+        ca_bundle: Some(ca_bundle.to_owned()),
+        ..InitRequest::default()
+    };
+    tell(connector, &request).await
+}
+
+async fn tell(connector: &Connector, request: &InitRequest) -> Result<(), InitError> {
+    let body = serde_json::to_vec(request).map_err(|e| InitError::Request(e.to_string()))?;
     tokio::time::timeout(LIMIT, post(connector, "/init", body)).await.map_err(|_| InitError::TimedOut)?
 }
 

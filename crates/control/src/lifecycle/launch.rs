@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 use torpor_machine::{LoadSource, Machine};
-use torpor_network::EgressPolicy;
 use torpor_types::{SandboxId, SnapshotId};
 use torpor_vault::{MachineFacts, Snapshot};
 
 use super::actor::chain;
 use super::api::LifecycleError;
 use super::bases::Base;
+use super::egress;
 use super::node::Node;
 use crate::registry::SandboxRow;
 
@@ -74,7 +74,7 @@ pub(super) async fn launch(
         true => boot(node, row, snapshot).await?,
         false => resume(node, row, snapshot).await?,
     };
-    match let_run(row, &machine).await {
+    match let_run(node, row, &machine).await {
         Ok(()) => Ok(Launched { machine, base }),
         Err(error) => {
             let words = machine.last_words();
@@ -130,16 +130,11 @@ async fn boot(node: &Node, row: &SandboxRow, snapshot: Snapshot) -> Result<Machi
     }
 }
 
-/// Shuts the sandbox off from the internet if it is to be, and lets it run.
-async fn let_run(row: &SandboxRow, machine: &Machine) -> Result<(), LaunchError> {
-    if !row.record.allow_internet {
-        let policy = EgressPolicy { allow_internet: false };
-        machine
-            .network()
-            .set_egress(&policy)
-            .await
-            .map_err(step("shutting the sandbox off from the internet"))?;
-    }
+/// Puts in force what the sandbox reaches, and lets it run.
+async fn let_run(node: &Node, row: &SandboxRow, machine: &Machine) -> Result<(), LaunchError> {
+    egress::apply_to_new(node, machine, &row.record)
+        .await
+        .map_err(step("setting what the sandbox reaches"))?;
     machine.cont().await.map_err(step("starting the machine"))
 }
 

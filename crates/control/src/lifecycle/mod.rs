@@ -19,6 +19,7 @@ pub mod api;
 mod bases;
 mod boot;
 mod deadline;
+mod egress;
 mod guest;
 mod launch;
 mod limits;
@@ -35,7 +36,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use torpor_network::Connector;
-use torpor_types::{SandboxId, TeamId};
+use torpor_types::{Egress, SandboxId, TeamId};
 use tracing::Instrument;
 
 use self::actor::{Command, Operation};
@@ -231,6 +232,28 @@ impl Sandboxes {
         duration_s: i64,
     ) -> Result<(), LifecycleError> {
         self.ask(team, id, |reply| Operation::Refresh { duration_s, reply }).await
+    }
+
+    /// Replaces what a running sandbox reaches, for new connections and for those that are open.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`], [`LifecycleError::Paused`], [`LifecycleError::InTransition`],
+    /// [`LifecycleError::ProxyOutOfReach`], [`LifecycleError::Failed`] (it reaches what it did before).
+    pub async fn set_egress(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        egress: Egress,
+        allow_internet: bool,
+    ) -> Result<(), LifecycleError> {
+        let state = self.entry(team, id)?.status.borrow().row.state;
+        match state {
+            StoredState::Pausing | StoredState::Resuming => Err(LifecycleError::InTransition(id.clone())),
+            StoredState::Creating | StoredState::Running | StoredState::Paused | StoredState::Killing => {
+                let egress = Box::new(egress);
+                self.ask(team, id, |reply| Operation::SetEgress { egress, allow_internet, reply }).await
+            }
+        }
     }
 
     /// Destroys it, running or paused, with all its snapshots.

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
-use torpor_types::{Shape, SnapshotId, TeamId};
+use torpor_network::{Network, Reach};
+use torpor_types::{Egress, ProxyAddress, Shape, SnapshotId, TeamId};
 use torpor_vault::{MachineFacts, Vault};
 
 use super::api::LifecycleError;
@@ -14,6 +16,8 @@ use crate::registry::{Registry, RegistryError, SandboxRow};
 
 /// Name of the node's secret from which access tokens are derived.
 const TOKEN_SECRET: &str = "access-token-key";
+/// Name of the node's secret that is the authority of its egress proxies: certificate and key, in PEM.
+const AUTHORITY_SECRET: &str = "egress-authority";
 
 /// What a node needs to run sandboxes.
 pub struct NodeOptions {
@@ -23,6 +27,10 @@ pub struct NodeOptions {
     pub vault: Vault,
     /// The machines.
     pub machines: Machines,
+    /// The machines' networks.
+    pub network: Network,
+    /// A PEM file with certificates of authorities that egress proxies trust beside those the host trusts.
+    pub egress_roots: Option<PathBuf>,
     /// What a team may have that has no limits of its own.
     pub limits: Limits,
     /// Machines kept ready for each template's shape.
@@ -41,6 +49,12 @@ pub enum StartError {
     /// The machines an earlier server left could not be looked through.
     #[error("the machines of an earlier server could not be taken over: {0}")]
     Machines(String),
+    /// The egress proxies cannot be made ready.
+    #[error(transparent)]
+    Egress(#[from] torpor_egress::StartError),
+    /// The authority of the egress proxies is not usable.
+    #[error(transparent)]
+    Authority(#[from] torpor_egress::AuthorityError),
     /// The snapshots in the vault cannot be listed.
     #[error(transparent)]
     Vault(#[from] torpor_vault::ListError),
@@ -50,6 +64,8 @@ pub(super) struct Node {
     pub(super) registry: Registry,
     pub(super) vault: Vault,
     pub(super) machines: Machines,
+    pub(super) outbound: Outbound,
+    reach: Reach,
     pub(super) bases: Bases,
     pub(super) kernels: Kernels,
     /// Held while a snapshot is given its name, or loses it.
@@ -66,7 +82,16 @@ impl Node {
     pub(super) async fn start(options: NodeOptions) -> Result<Node, StartError> {
         let fresh: [u8; 32] = rand::random();
         let secret = options.registry.secret(TOKEN_SECRET, &fresh).await?;
+        let authority = options.registry.secret(AUTHORITY_SECRET, Authority::generate()?.as_bytes()).await?;
+        let outbound = Outbound::new(OutboundOptions {
+            resolver: options.network.resolver(),
+            reach: options.network.reach().clone(),
+            authority: Authority::from_pem(&String::from_utf8_lossy(&authority))?,
+            extra_roots: options.egress_roots,
+        })?;
         Ok(Node {
+            outbound,
+            reach: options.network.reach().clone(),
             token_key: *blake3::hash(&secret).as_bytes(),
             registry: options.registry,
             bases: Bases::new(options.vault.clone()),
@@ -87,6 +112,17 @@ impl Node {
             let hash = blake3::keyed_hash(&self.token_key, row.id.as_str().as_bytes());
             hex::encode(&hash.as_bytes()[..20])
         })
+    }
+
+    /// Refuses what could never work.
+    pub(super) fn check_egress(&self, egress: &Egress) -> Result<(), LifecycleError> {
+        match egress.proxy.as_ref().map(|proxy| &proxy.address) {
+            Some(ProxyAddress::Address(address, _)) if !self.reach.contains(*address) => {
+                Err(LifecycleError::ProxyOutOfReach(*address))
+            }
+            // A name is resolved for each connection, and what it stands for is checked then.
+            Some(ProxyAddress::Address(..) | ProxyAddress::Name(..)) | None => Ok(()),
+        }
     }
 
     /// What `team` may have.

@@ -28,6 +28,7 @@ use torpor_vault::Snapshot;
 
 use super::Entries;
 use super::actor::{Actor, Carrier, chain};
+use super::egress;
 use super::launch::Note;
 use super::node::{Node, StartError};
 use super::save::{Owner, Saving};
@@ -103,6 +104,13 @@ async fn settle(
     reconciled: &mut Reconciled,
 ) -> Result<(), StartError> {
     let before = row.state;
+    if let (Some(machine), false) = (&machine, matches!(before, StoredState::Creating | StoredState::Killing))
+    {
+        // Its rules are those of the last server. Where they lead to an egress proxy, there has been none since.
+        if let Err(error) = egress::apply(node, machine, &row.record).await {
+            tracing::error!(sandbox = %row.id, error = %chain(&error), "what a sandbox reaches could not be set anew");
+        }
+    }
     let carrier = match (before, machine) {
         (StoredState::Creating | StoredState::Killing, machine) => {
             if let Some(machine) = machine {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use torpor_types::{MachineId, NetworkConfig, SandboxId, Shape, SnapshotId, TeamId, TemplateId};
+use torpor_types::{Egress, MachineId, NetworkConfig, SandboxId, Shape, SnapshotId, TeamId, TemplateId};
 
 use super::keys::parse;
 use super::{Registry, RegistryError};
@@ -98,6 +98,16 @@ pub struct SandboxRow {
 /// What a record from before a setting existed has for it.
 fn yes() -> bool {
     true
+}
+
+// === impl SandboxRecord ===
+
+impl SandboxRecord {
+    /// What it reaches, all settings together.
+    pub fn egress(&self) -> Egress {
+        let egress = self.network.egress.clone();
+        if self.allow_internet { egress } else { egress.without_internet() }
+    }
 }
 
 // === impl StoredState ===

@@ -26,6 +26,8 @@ use torpor_network::{Namespace, Network, NetworkOptions};
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// A public server.
 pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+/// Another public server.
+pub(crate) const OTHER_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 6);
 /// A private server that is the resolver, too.
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 53);
 /// Addresses that answer the host, and must not answer a sandbox.
@@ -69,6 +71,7 @@ pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send 
         outside.run(|| {
             ip("link set lo up");
             ip(&format!("addr add {PUBLIC}/24 dev wan-far"));
+            ip(&format!("addr add {OTHER_PUBLIC}/24 dev wan-far"));
             ip("link set wan-far up");
             for address in FORBIDDEN {
                 ip(&format!("addr add {address}/32 dev lo"));

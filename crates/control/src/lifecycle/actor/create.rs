@@ -23,6 +23,7 @@ pub(in crate::lifecycle) async fn create(
     team: TeamId,
     request: CreateSandbox,
 ) -> Result<Status, LifecycleError> {
+    node.check_egress(&request.network.egress)?;
     let origin = Origin::find(node, &team, &request.template).await?;
     let now = Timestamp::now();
     let mut env_vars = origin.env_vars;

@@ -26,8 +26,9 @@ impl Actor {
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         self.lifecycle_id = guest::new_lifecycle_id();
         let lifecycle_id = self.lifecycle_id.clone();
+        let ca_bundle = self.node.outbound.ca_bundle(&row.record.egress()).map(str::to_owned);
         let waking = async move {
-            let result = guest::init(&connector, &row.id, &row.record, token, lifecycle_id).await;
+            let result = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, ca_bundle).await;
             // An actor that ended wants no result.
             let _ = events.send(Event::Awake { epoch, result });
         };
