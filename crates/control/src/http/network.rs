@@ -1,8 +1,9 @@
 //! `network` of a sandbox on the wire: `SandboxNetworkConfig` of protocol section 1.1.
 
+use axum::http::uri::Authority;
 use serde::Deserialize;
 use serde_json::Value;
-use torpor_types::NetworkConfig;
+use torpor_types::{Ingress, NetworkConfig};
 
 use super::error::ApiError;
 use super::wire::is_nothing;
@@ -26,8 +27,6 @@ impl Network {
     /// not believe that it has one.
     pub(super) fn into_config(self) -> Result<NetworkConfig, ApiError> {
         let unsupported = [
-            ("allowPublicTraffic", self.allow_public_traffic == Some(false)),
-            ("maskRequestHost", self.mask_request_host.is_some()),
             ("allowOut", !is_nothing(&self.allow_out)),
             ("denyOut", !is_nothing(&self.deny_out)),
             ("egressProxy", !is_nothing(&self.egress_proxy)),
@@ -37,7 +36,66 @@ impl Network {
             Some((name, _)) => {
                 Err(ApiError::bad_request(format!("network.{name} is not supported by this server yet")))
             }
-            None => Ok(NetworkConfig::default()),
+            None => Ok(NetworkConfig { ingress: self.ingress()?, ..NetworkConfig::default() }),
+        }
+    }
+
+    fn ingress(&self) -> Result<Ingress, ApiError> {
+        let mask = self.mask_request_host.clone().filter(|mask| !mask.is_empty());
+        if let Some(mask) = &mask
+            && !is_host(&mask.replace("${PORT}", "65535"))
+        {
+            return Err(ApiError::bad_request(format!(
+                "network.maskRequestHost: '{mask}' is not a host name with or without a port, such as localhost:${{PORT}}"
+            )));
+        }
+        Ok(Ingress {
+            allow_public_traffic: self.allow_public_traffic.unwrap_or(true),
+            mask_request_host: mask,
+        })
+    }
+}
+
+/// Whether a text can be a `Host` header.
+fn is_host(text: &str) -> bool {
+    text.parse::<Authority>().is_ok_and(|host| !host.as_str().contains('@') && !host.host().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn ingress(network: Value) -> Result<Ingress, ApiError> {
+        let network: Network = serde_json::from_value(network).unwrap();
+        network.into_config().map(|config| config.ingress)
+    }
+
+    #[test]
+    fn silence_means_public_traffic_and_the_clients_own_host() {
+        assert_eq!(ingress(json!({})).unwrap(), Ingress::default());
+        let asked =
+            ingress(json!({"allowPublicTraffic": false, "maskRequestHost": "localhost:${PORT}"})).unwrap();
+        assert!(!asked.allow_public_traffic);
+        assert_eq!(asked.mask_request_host.as_deref(), Some("localhost:${PORT}"));
+    }
+
+    #[test]
+    fn a_mask_that_is_no_host_is_refused() {
+        for wrong in ["a b", "http://localhost", "user@host", "localhost:${PORT}0", "${HOST}", "a/b", ":80"] {
+            assert!(ingress(json!({ "maskRequestHost": wrong })).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_mask_that_is_accepted_can_be_sent(mask in "\\PC{0,20}(\\$\\{PORT\\})?", port in 1u16..) {
+            let Ok(Ingress { mask_request_host: Some(mask), .. }) = ingress(json!({ "maskRequestHost": mask })) else {
+                return Ok(());
+            };
+            prop_assert!(axum::http::HeaderValue::from_str(&mask.replace("${PORT}", &port.to_string())).is_ok());
         }
     }
 }

@@ -63,6 +63,10 @@ pub(super) enum Operation {
         must_be_paused: bool,
         reply: Reply<(SandboxView, Connected)>,
     },
+    /// Traffic for a sandbox that it resumes.
+    Wake {
+        reply: Reply<()>,
+    },
     SetTimeout {
         timeout_s: i64,
         reply: Reply<()>,
@@ -246,6 +250,18 @@ impl Actor {
             Operation::Resume { timeout_s, on_timeout, must_be_paused, reply } => {
                 let outcome = self.resume_or_join(arrived, timeout_s, on_timeout, must_be_paused).await;
                 answer(reply, outcome.map(|how| (self.status.borrow().view(&self.node), how)));
+            }
+            Operation::Wake { reply } => {
+                // Whoever else asked may have been quicker; then there is nothing left to do.
+                let outcome = match self.row.state {
+                    StoredState::Running => Ok(()),
+                    _ => {
+                        let timeout_s =
+                            deadline::resumed_by_traffic_s(&self.row.record, self.node.max_timeout_s);
+                        self.resume_or_join(arrived, timeout_s, None, false).await.map(|_| ())
+                    }
+                };
+                answer(reply, outcome);
             }
             Operation::SetTimeout { timeout_s, reply } => {
                 let new_end = match self.row.state {
