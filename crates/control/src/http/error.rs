@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::lifecycle::LifecycleError;
 use crate::registry::RegistryError;
@@ -19,10 +20,15 @@ pub struct ApiError {
 }
 
 /// What is answered in its place.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Error)]
 pub(super) struct Body {
+    /// The HTTP status, repeated: the JavaScript SDK decides by it
+    #[schema(minimum = 400, maximum = 599)]
     code: u16,
+    /// What happened, why, and what to do
     message: String,
+    /// A name of what happened, for programs
     #[serde(skip_serializing_if = "Option::is_none")]
     error_code: Option<&'static str>,
 }
@@ -70,9 +76,10 @@ impl From<LifecycleError> for ApiError {
                 (StatusCode::CONFLICT, None)
             }
             E::InvalidName { .. } | E::SnapshotInUse { .. } => (StatusCode::BAD_REQUEST, None),
-            E::TimeoutNotPositive | E::TimeoutTooLong { .. } | E::MaxLengthExceeded | E::ProxyOutOfReach(_) => {
-                (StatusCode::BAD_REQUEST, None)
-            }
+            E::TimeoutNotPositive
+            | E::TimeoutTooLong { .. }
+            | E::MaxLengthExceeded
+            | E::ProxyOutOfReach(_) => (StatusCode::BAD_REQUEST, None),
             E::TooManyRunning { .. } => (StatusCode::TOO_MANY_REQUESTS, None),
             // Not 503: SDKs would repeat the request, and room does not appear by waiting.
             E::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, Some("sandbox_capacity_unavailable")),
