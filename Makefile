@@ -1,6 +1,6 @@
 # Everything a user types first. The work is in scripts/, one readable file per command.
 
-.PHONY: help demo demo-stop test bench build
+.PHONY: help demo demo-stop test bench schemathesis build
 
 help:
 	@echo 'make demo          set everything up, run the two demo programs, print what they saw, take it all away'
@@ -8,6 +8,7 @@ help:
 	@echo 'make demo-stop     stop a server that KEEP=1 left running'
 	@echo 'make test          run every test there is, then check that nothing was left behind'
 	@echo 'make bench         measure create, pause, resume and memory, beside gVisor and plain QEMU'
+	@echo 'make schemathesis  ask everything the OpenAPI document allows, and much it does not, 10,000 times'
 	@echo 'make build         the release binary only: target/release/torpor'
 
 demo:
@@ -21,6 +22,9 @@ test:
 
 bench:
 	@scripts/bench
+
+schemathesis:
+	@scripts/schemathesis
 
 build:
 	cargo build --release --package torpor --locked

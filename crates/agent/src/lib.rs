@@ -9,7 +9,7 @@
 //! * **serve**: an ordinary process on any Linux machine that only serves; tests use it.
 //!
 //! What it serves, on one port, is described in [`torpor_envd_api`]: processes ([`process`]), files ([`files`]) and
-//! the host's `POST /init` ([`init`]).
+//! the host's `POST /init` ([`init`]) and `GET /telemetry` ([`telemetry`]).
 //!
 //! Two rules hold everywhere, because the machine can be stopped between any two instructions and continued a year
 //! later, or many times over: nothing measures time with the wall clock, and nothing keeps random state that two
@@ -29,5 +29,6 @@ pub mod paths;
 pub mod process;
 pub mod server;
 pub mod state;
+pub mod telemetry;
 pub mod trust;
 pub mod users;

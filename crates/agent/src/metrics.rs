@@ -1,4 +1,4 @@
-//! `GET /metrics`: the guest's use of CPU, memory and disk.
+//! `GET /metrics`: the guest's use of CPU, memory and disk. The host gets the same from `GET /telemetry`.
 
 use std::{fs, io, sync::Mutex, sync::PoisonError, time::Duration};
 
@@ -27,18 +27,23 @@ struct CpuTimes {
 pub async fn get() -> Result<Json<Metrics>, HttpError> {
     let failed =
         |error: io::Error| HttpError::internal(format!("reading the guest's counters failed: {error}"));
+    sample().await.map(Json).map_err(failed)
+}
+
+/// The use of resources now.
+pub(crate) async fn sample() -> io::Result<Metrics> {
     let last = *LAST.lock().unwrap_or_else(PoisonError::into_inner);
     let before = match last {
         Some(last) => last,
         None => {
-            let before = cpu_times().map_err(failed)?;
+            let before = cpu_times()?;
             tokio::time::sleep(FIRST_INTERVAL).await;
             before
         }
     };
-    let now = cpu_times().map_err(failed)?;
+    let now = cpu_times()?;
     *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-    Ok(Json(measure(before, now).map_err(failed)?))
+    measure(before, now)
 }
 
 fn measure(before: CpuTimes, now: CpuTimes) -> io::Result<Metrics> {

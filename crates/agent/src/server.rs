@@ -19,7 +19,7 @@ use torpor_envd_api::{
 };
 use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer};
 
-use crate::{auth, files, freeze, init, metrics, process, state::AgentState};
+use crate::{auth, files, freeze, init, metrics, process, state::AgentState, telemetry};
 
 /// The shared state, as handlers take it.
 pub type Shared = Arc<AgentState>;
@@ -55,6 +55,7 @@ pub fn router(state: Shared, processes: Arc<process::Processes>) -> Router {
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
         .route("/envs", get(envs))
         .route("/metrics", get(metrics::get))
+        .route(torpor_envd_api::telemetry::PATH, get(telemetry::get))
         .with_state(state.clone())
         .merge(
             Router::new()

@@ -10,6 +10,7 @@ use std::{
 
 use torpor_envd_api::http::InitRequest;
 
+use crate::telemetry::Journal;
 use crate::trust::{self, Trust};
 
 /// The user when neither client nor host name one, if the template has it; else root.
@@ -57,6 +58,7 @@ pub struct AgentState {
     options: AgentOptions,
     settings: RwLock<Arc<Settings>>,
     changing: Mutex<()>,
+    journal: Arc<Journal>,
 }
 
 // === impl AgentState ===
@@ -70,6 +72,11 @@ impl AgentState {
     /// How the agent was started.
     pub fn options(&self) -> &AgentOptions {
         &self.options
+    }
+
+    /// The log of this sandbox.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
     }
 
     /// The settings as they are now.
@@ -91,7 +98,15 @@ impl AgentState {
         let old = self.settings();
         let new = old.with(request);
         let same_start = request.lifecycle_id.is_some() && old.lifecycle_id == new.lifecycle_id;
-        let resumed = !same_start || old.sandbox_id != new.sandbox_id;
+        let other_sandbox = old.sandbox_id != new.sandbox_id;
+        let resumed = !same_start || other_sandbox;
+        if other_sandbox {
+            self.journal.clear();
+        }
+        if resumed {
+            let message = if other_sandbox { "sandbox started" } else { "sandbox resumed" };
+            self.journal.event(message, BTreeMap::new());
+        }
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         resumed
     }

@@ -4,6 +4,7 @@
 //! - [`lifecycle`] owns the sandboxes: one actor each, which alone changes its state.
 //! - [`keys`] makes and checks API keys.
 //! - [`teams`] makes and limits teams.
+//! - [`telemetry`] keeps what sandboxes tell: logs and metrics.
 //! - [`timings`] tells where the time of a request went.
 //! - [`http`] translates the wire protocol to and from `lifecycle`.
 
@@ -12,4 +13,5 @@ pub mod keys;
 pub mod lifecycle;
 pub mod registry;
 pub mod teams;
+pub mod telemetry;
 pub mod timings;

@@ -7,6 +7,7 @@
 //! | `GET /envs` | | object of names and values |
 //! | `POST /init` | [`InitRequest`] | 204 |
 //! | `POST /freeze`, `POST /unfreeze` | | 204; for the host alone, as is `/init` |
+//! | `GET /telemetry` | [`TelemetryQuery`](crate::telemetry::TelemetryQuery) | lines, see [`crate::telemetry`] |
 //! | `GET /files` | query, see [`FilesQuery`] | the file |
 //! | `POST /files` | multipart or raw body, [`FilesQuery`] | [`WrittenFile`] list |
 //! | `POST /files/compose` | [`ComposeRequest`] | [`WrittenFile`] |

@@ -5,7 +5,7 @@
 //! * Connect RPC (HTTP/1.1 or HTTP/2, JSON or binary) for the services [`process`] and [`filesystem`]. Messages,
 //!   server traits and clients are generated at build time from the definitions in `proto/`, whose names and
 //!   field numbers are those that the published E2B clients were built with.
-//! * Plain HTTP for everything else: see [`http`].
+//! * Plain HTTP for everything else: see [`http`], and [`telemetry`] for what the host reads.
 //!
 //! The crate has no opinion on transport. Feature `client` adds connectrpc's HTTP transports for the generated
 //! clients.
@@ -23,6 +23,7 @@
 
 pub mod http;
 pub mod signature;
+pub mod telemetry;
 
 pub use buffa;
 pub use buffa_types;

@@ -25,8 +25,10 @@ use crate::route::{AGENT_PORT, Target, route};
 use crate::serve::ClientConnection;
 use crate::upstream::Upstream;
 
-/// Endpoints of the agent by which the server prepares a sandbox; a client that could call them could take it over.
-const RESERVED: &[&str] = &["init", "freeze", "unfreeze", "collapse", "fsfreeze", "fsthaw", "upgrade"];
+/// Endpoints of the agent by which the server prepares and watches a sandbox; a client that could call them could take
+/// it over, or take its log away from the server.
+const RESERVED: &[&str] =
+    &["init", "freeze", "unfreeze", "collapse", "fsfreeze", "fsthaw", "upgrade", "telemetry"];
 
 /// Knows the way to sandboxes.
 pub trait Resolve: Send + Sync + 'static {
@@ -259,7 +261,17 @@ mod tests {
 
     #[test]
     fn no_spelling_of_a_reserved_endpoint_gets_through() {
-        for path in ["/init", "//init", "/init/", "/%69nit", "/./init", "/x/../init", "/freeze", "/upgrade"] {
+        for path in [
+            "/init",
+            "//init",
+            "/init/",
+            "/%69nit",
+            "/./init",
+            "/x/../init",
+            "/freeze",
+            "/upgrade",
+            "/telemetry",
+        ] {
             assert!(is_reserved(path), "{path}");
         }
         for path in ["/", "/health", "/files", "/initial", "/init/x", "/process.Process/Start"] {

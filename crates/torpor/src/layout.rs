@@ -67,6 +67,11 @@ impl DataDir {
         self.root.join("tls")
     }
 
+    /// Logs of sandboxes.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
     /// Scratch space of template builds.
     pub(crate) fn templates(&self) -> PathBuf {
         self.root.join("templates")

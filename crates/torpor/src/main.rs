@@ -85,6 +85,8 @@ enum Command {
     },
     /// Create and list teams, and set their limits
     Team(TeamCommand),
+    /// Print the OpenAPI document of the control plane, which servers have at /openapi.json
+    Openapi,
     /// Measure a running server
     Bench {
         #[command(flatten)]
@@ -138,6 +140,7 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         Command::Key(command) => command.run(path).await?,
         Command::Tls { options } => println!("{}", tls::run(path, &options)?),
         Command::Team(command) => command.run(path).await?,
+        Command::Openapi => client::say(&torpor_control::http::openapi_document())?,
         Command::Bench { endpoint, json, command } => {
             let (url, key) = endpoint.resolve(path)?;
             let run_dir = DataDir::existing(path).map(|data_dir| data_dir.run_dir()).unwrap_or_default();

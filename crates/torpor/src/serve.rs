@@ -14,6 +14,7 @@ use torpor_control::http::{self, ApiOptions, Routes};
 use torpor_control::keys;
 use torpor_control::lifecycle::{NodeOptions, Sandboxes};
 use torpor_control::registry::Registry;
+use torpor_control::telemetry::Telemetry;
 use torpor_control::timings::server_timing;
 use torpor_gateway::{Front, Gateway, Transport};
 use torpor_vault::place::{self, PlaceOptions};
@@ -54,6 +55,9 @@ pub(crate) enum ServeError {
     /// Network devices or rules that an earlier server left, or this one is leaving.
     #[error(transparent)]
     Network(#[from] torpor_network::RemoveError),
+    /// The logs of sandboxes.
+    #[error("the directory for the logs of sandboxes cannot be made: {0}")]
+    Logs(#[source] std::io::Error),
     /// Signals.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -78,6 +82,7 @@ pub(crate) async fn serve(
         registry: registry.clone(),
         vault: node.vault.clone(),
         machines: node.machines.clone(),
+        telemetry: Telemetry::open(data_dir.logs()).map_err(ServeError::Logs)?,
         limits: settings.limits(),
         network: node.network.clone(),
         egress_roots: settings.egress_roots.clone(),

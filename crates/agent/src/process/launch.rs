@@ -14,7 +14,7 @@ use std::{
 use connectrpc::ConnectError;
 use rustix::{fs::OFlags, pipe::PipeFlags, process::geteuid};
 use tokio::{io::unix::AsyncFd, sync::oneshot};
-use torpor_envd_api::process::StartRequest;
+use torpor_envd_api::{process::StartRequest, telemetry::LogLevel};
 use torpor_sys::spawn::{Identity, Spawn, spawn};
 
 use super::{
@@ -26,7 +26,12 @@ use super::{
     registry::Process,
     terminal,
 };
-use crate::{paths, state::AgentState, users::User};
+use crate::{
+    paths,
+    state::AgentState,
+    telemetry::{Journal, Lines},
+    users::User,
+};
 
 /// Where programs are looked for; clients can give another.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -38,6 +43,9 @@ const OOM_SCORE_ADJ: i16 = 100;
 /// every possible descriptor when they start.
 const OPEN_FILES: u64 = 65_536;
 
+/// Characters of a command line that are logged.
+const LOGGED_COMMAND_CHARS: usize = 120;
+
 /// Everything that is known before the process exists.
 pub(super) struct Plan {
     request: StartRequest,
@@ -46,6 +54,7 @@ pub(super) struct Plan {
     environment: Vec<(OsString, OsString)>,
     open_files: Option<u64>,
     deadline: Option<Instant>,
+    journal: Arc<Journal>,
 }
 
 /// The agent's ends of a process's streams.
@@ -74,7 +83,8 @@ impl Plan {
         check_directory(&directory)?;
         let environment = environment(&user, settings.global_envs(), &request);
         let open_files = state.options().owns_machine.then_some(OPEN_FILES);
-        Ok(Self { request, user, directory, environment, open_files, deadline })
+        let journal = state.journal().clone();
+        Ok(Self { request, user, directory, environment, open_files, deadline, journal })
     }
 
     /// Starts the process and everything that looks after it.
@@ -88,7 +98,7 @@ impl Plan {
     }
 
     async fn run(self, processes: Arc<Processes>) -> Result<(Arc<Process>, Subscription), ConnectError> {
-        let Self { request, user, directory, environment, open_files, deadline } = self;
+        let Self { request, user, directory, environment, open_files, deadline, journal } = self;
         let describe = {
             let command = request.process.cmd.clone();
             move |error: io::Error| {
@@ -126,7 +136,8 @@ impl Plan {
         tracing::debug!(pid = process.pid(), command = process.config.cmd, "process started");
         let subscription = process.feed.subscribe();
         processes.insert(process.clone());
-        tokio::spawn(look_after(processes, process.clone(), ends.outputs, end, deadline));
+        journal.event("process started", log_fields(&process));
+        tokio::spawn(look_after(processes, process.clone(), ends.outputs, end, deadline, journal));
         Ok((process, subscription))
     }
 }
@@ -138,10 +149,20 @@ async fn look_after(
     outputs: Vec<(Channel, Arc<AsyncFd<OwnedFd>>)>,
     end: oneshot::Receiver<End>,
     deadline: Option<Instant>,
+    journal: Arc<Journal>,
 ) {
     let mut pumps = tokio::task::JoinSet::new();
     for (channel, source) in outputs {
-        let pump = Pump { source, channel, feed: process.feed.clone(), exited: process.exited.subscribe() };
+        let (level, stream) = match channel {
+            Channel::Stdout => (LogLevel::Info, "stdout"),
+            Channel::Stderr => (LogLevel::Error, "stderr"),
+            Channel::Terminal => (LogLevel::Info, "pty"),
+        };
+        let mut fields = log_fields(&process);
+        fields.insert("stream".to_owned(), stream.to_owned());
+        let lines = Lines::new(journal.clone(), level, fields);
+        let exited = process.exited.subscribe();
+        let pump = Pump { source, channel, feed: process.feed.clone(), lines, exited };
         pumps.spawn(pump.run());
     }
     if let Some(deadline) = deadline {
@@ -153,8 +174,17 @@ async fn look_after(
     process.input.abandon();
     while pumps.join_next().await.is_some() {}
     tracing::debug!(pid = process.pid(), %end, "process ended");
+    journal.event(format!("process ended: {end}"), log_fields(&process));
     process.feed.close(end);
     processes.forget_later(process);
+}
+
+/// Which process a log entry is about. Of a long command line only the beginning, enough to recognise it.
+fn log_fields(process: &Process) -> BTreeMap<String, String> {
+    let words = std::iter::once(&process.config.cmd).chain(&process.config.args);
+    let line = words.map(String::as_str).collect::<Vec<_>>().join(" ");
+    let shown = line.chars().take(LOGGED_COMMAND_CHARS).collect();
+    BTreeMap::from([("pid".to_owned(), process.pid().to_string()), ("cmd".to_owned(), shown)])
 }
 
 /// Kills the process at its deadline unless it ends before. The deadline is on the monotonic clock, which stands

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::{io::unix::AsyncFd, sync::watch, time::timeout};
 
 use super::feed::{Channel, Event, Feed};
+use crate::telemetry::Lines;
 
 /// The largest chunk from a pipe.
 const PIPE_CHUNK: usize = 32 << 10;
@@ -26,6 +27,8 @@ pub(super) struct Pump {
     pub(super) channel: Channel,
     /// Where it hands over.
     pub(super) feed: Arc<Feed>,
+    /// Where it is logged.
+    pub(super) lines: Lines,
     /// Becomes true when the process has ended.
     pub(super) exited: watch::Receiver<bool>,
 }
@@ -69,7 +72,8 @@ impl Pump {
         tokio::spawn(async move { while read(&self.source, &mut buffer).await > 0 {} });
     }
 
-    async fn publish(&self, bytes: &[u8]) {
+    async fn publish(&mut self, bytes: &[u8]) {
+        self.lines.take(bytes);
         self.feed.publish(Event::Data(self.channel, Bytes::copy_from_slice(bytes))).await;
     }
 }

@@ -8,5 +8,6 @@ mod input;
 mod lifetime;
 mod output;
 mod support;
+mod telemetry;
 mod terminal;
 mod whoami;

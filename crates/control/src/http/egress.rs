@@ -7,6 +7,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use torpor_types::{Block, Destination, DomainPattern, Egress, EgressProxy, HeaderRule};
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::wire::is_nothing;
@@ -31,7 +32,7 @@ const NOT_TO_BE_SET: [HeaderName; 8] = [
 ];
 
 /// The egress fields, as clients send them and as they are shown.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct EgressJson {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +47,7 @@ pub(super) struct EgressJson {
     dns_servers: Option<Vec<String>>,
 }
 
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, ToSchema)]
 struct ProxyJson {
     address: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,14 +58,14 @@ struct ProxyJson {
     tls: Value,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 #[serde(default)]
 struct RuleJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     transform: Option<TransformJson>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 #[serde(default)]
 struct TransformJson {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +73,7 @@ struct TransformJson {
 }
 
 /// Body of `PUT /sandboxes/{id}/network`: what it leaves out is cleared.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(super) struct NetworkUpdate {
     #[serde(flatten)]
     egress: EgressJson,

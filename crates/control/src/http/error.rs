@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::lifecycle::LifecycleError;
 use crate::registry::RegistryError;
@@ -19,10 +20,15 @@ pub struct ApiError {
 }
 
 /// What is answered in its place.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Error)]
 pub(super) struct Body {
+    /// The HTTP status, repeated: the JavaScript SDK decides by it
+    #[schema(minimum = 400, maximum = 599)]
     code: u16,
+    /// What happened, why, and what to do
     message: String,
+    /// A name of what happened, for programs
     #[serde(skip_serializing_if = "Option::is_none")]
     error_code: Option<&'static str>,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::to_bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
@@ -32,6 +32,10 @@ pub(super) struct SandboxPath(pub(super) SandboxId);
 /// A JSON body. An empty one is taken for `{}`, so that only missing *required* fields are an error.
 #[derive(Debug, Clone)]
 pub(super) struct JsonBody<T>(pub(super) T);
+
+/// The parameters behind the `?`.
+#[derive(Debug, Clone)]
+pub(super) struct QueryParams<T>(pub(super) T);
 
 // === impl PresentedKey ===
 
@@ -98,6 +102,24 @@ impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
             .await
             .map_err(|error| ApiError::bad_request(format!("Invalid sandbox ID: {error}")))?;
         Self::parse(&text)
+    }
+}
+
+// === impl QueryParams ===
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryParams<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(error) => {
+                // The cause names the parameter; the error itself says only that there is one.
+                let cause =
+                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                Err(ApiError::bad_request(format!("Invalid query: {cause}")))
+            }
+        }
     }
 }
 

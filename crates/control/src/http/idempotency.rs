@@ -20,6 +20,7 @@ use axum::http::{HeaderMap, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use torpor_types::TeamId;
 use tracing::Instrument;
+use utoipa::IntoParams;
 
 use super::error::ApiError;
 use super::state::ApiState;
@@ -37,6 +38,17 @@ const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
 /// What a client named its request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct IdempotencyKey(String);
+
+/// The header, as the document describes it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "only its description is used")]
+pub(super) struct KeyParam {
+    /// A create that is sent again with the same key within 24 hours answers with the sandbox it made; another request
+    /// with that key is refused
+    #[param(rename = "Idempotency-Key", pattern = "^[0-9a-z-]{1,255}$")]
+    idempotency_key: Option<String>,
+}
 
 /// Lets requests with the same key in one after the other.
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use torpor_types::SandboxId;
+use utoipa::IntoParams;
 
 use super::error::ApiError;
 use crate::lifecycle::{SandboxView, VisibleState};
@@ -30,6 +31,39 @@ pub(super) struct ListQuery {
     pub(super) order: Order,
     pub(super) limit: usize,
     pub(super) after: Option<Position>,
+}
+
+/// The parameter by which both versions of the list filter, as the document describes it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "only its description is used")]
+pub(super) struct MetadataParam {
+    /// Metadata that must all be there: `key=value&key=value`, each key and value percent-encoded, then the whole once
+    /// more as any parameter is
+    metadata: Option<String>,
+}
+
+/// The parameters of the list's second version, as the document describes them.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+#[allow(dead_code, reason = "only its description is used")]
+pub(super) struct ListParams {
+    /// States, joined by commas or repeated: `running`, `paused`; both if absent
+    #[param(pattern = "^(running|paused)(,(running|paused))*$")]
+    state: Option<String>,
+    /// Name or id of the template, without a tag
+    template: Option<String>,
+    /// Only sandboxes that were started then or later
+    #[param(format = DateTime)]
+    started_after: Option<String>,
+    /// By the time they were started: `desc` (newest first) if absent
+    #[param(pattern = "^(asc|desc)$")]
+    order: Option<String>,
+    /// Entries of a page
+    #[param(minimum = 1, maximum = 100, default = 100)]
+    limit: Option<i32>,
+    /// From the header `X-Next-Token` of the page before
+    next_token: Option<String>,
 }
 
 /// By `startedAt`.

@@ -9,11 +9,14 @@ mod extract;
 mod idempotency;
 mod list;
 mod network;
+mod openapi;
 mod resolve;
 mod sandboxes;
 mod snapshots;
 mod state;
 mod teams;
+mod telemetry;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -21,24 +24,22 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::Router;
 use axum::http::{HeaderName, Method, Request, Response, StatusCode, Uri};
 use axum::response::IntoResponse;
-use axum::routing::{get, post, put};
-use axum::{Json, Router};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
 use tracing::Span;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use error::ApiError;
-use extract::Team;
 use idempotency::Repeats;
 pub use resolve::Routes;
 pub use state::ApiOptions;
 use state::{ApiState, Lifecycle};
-use wire::Template;
 
 use crate::lifecycle::Sandboxes;
 use crate::registry::Registry;
@@ -52,7 +53,9 @@ pub fn router(sandboxes: Sandboxes, registry: Registry, options: ApiOptions) -> 
 }
 
 fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions) -> Router {
-    let state = Arc::new(ApiState { sandboxes, registry, options, repeats: Repeats::default() });
+    let (router, document) = described().split_for_parts();
+    let document = openapi::to_text(&document);
+    let state = Arc::new(ApiState { sandboxes, registry, options, repeats: Repeats::default(), document });
     let log = TraceLayer::new_for_http().make_span_with(request_span).on_request(()).on_response(log_answer);
     let middleware = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
@@ -63,34 +66,54 @@ fn routes(sandboxes: Arc<dyn Lifecycle>, registry: Registry, options: ApiOptions
                 .with_code("internal_server_error")
                 .into_response()
         }));
-    Router::new()
-        .route("/health", get(async || "Health check successful"))
-        .route("/sandboxes", get(sandboxes::list_v1).post(sandboxes::create_v1))
-        .route("/v2/sandboxes", get(sandboxes::list_v2).post(sandboxes::create_v2))
-        .route("/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::kill))
-        .route("/sandboxes/{id}/logs", get(sandboxes::logs))
-        .route("/sandboxes/{id}/pause", post(sandboxes::pause))
-        .route("/sandboxes/{id}/resume", post(sandboxes::resume))
-        .route("/sandboxes/{id}/connect", post(sandboxes::connect_v1))
-        .route("/v2/sandboxes/{id}/connect", post(sandboxes::connect_v2))
-        .route("/sandboxes/{id}/network", put(sandboxes::set_network))
-        .route("/sandboxes/{id}/timeout", post(sandboxes::set_timeout))
-        .route("/sandboxes/{id}/refreshes", post(sandboxes::refresh))
-        .route("/sandboxes/{id}/snapshots", post(snapshots::take))
-        .route("/sandboxes/{id}/fork", post(snapshots::fork))
-        .route("/snapshots", get(snapshots::list))
-        .route("/templates/{id}", axum::routing::delete(snapshots::delete))
-        .route("/teams", get(teams::list))
-        .route("/templates", get(templates))
-        .route("/v2/templates", get(templates))
+    router
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware)
         .with_state(state)
 }
 
-async fn templates(State(state): State<Arc<ApiState>>, _: Team) -> Result<Json<Vec<Template>>, ApiError> {
-    Ok(Json(state.registry.templates().await?.into_iter().map(Template::from).collect()))
+/// Every route, with its description. Routes are added here and nowhere else, so that the document has them all.
+fn described() -> OpenApiRouter<Arc<ApiState>> {
+    openapi::router()
+        .routes(routes!(health))
+        .routes(routes!(openapi::document))
+        .routes(routes!(sandboxes::list_v1, sandboxes::create_v1))
+        .routes(routes!(sandboxes::list_v2, sandboxes::create_v2))
+        .routes(routes!(telemetry::newest_metrics))
+        .routes(routes!(sandboxes::get, sandboxes::kill))
+        .routes(routes!(telemetry::metrics))
+        .routes(routes!(telemetry::logs_v1))
+        .routes(routes!(telemetry::logs_v2))
+        .routes(routes!(telemetry::console))
+        .routes(routes!(sandboxes::pause))
+        .routes(routes!(sandboxes::resume))
+        .routes(routes!(sandboxes::connect_v1))
+        .routes(routes!(sandboxes::connect_v2))
+        .routes(routes!(sandboxes::set_network))
+        .routes(routes!(sandboxes::set_timeout))
+        .routes(routes!(sandboxes::refresh))
+        .routes(routes!(snapshots::take))
+        .routes(routes!(snapshots::fork))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::delete))
+        .routes(routes!(teams::list))
+        .routes(routes!(templates::list_v1))
+        .routes(routes!(templates::list_v2))
+}
+
+/// The OpenAPI document of this API.
+pub fn openapi_document() -> String {
+    openapi::to_text(&described().into_openapi())
+}
+
+/// Whether the server answers
+#[utoipa::path(
+    get, path = "/health", tag = "server", security(()),
+    responses((status = 200, description = "It does", content_type = "text/plain", body = String))
+)]
+async fn health() -> &'static str {
+    "Health check successful"
 }
 
 async fn not_found(method: Method, uri: Uri) -> ApiError {

@@ -4,14 +4,16 @@ use axum::http::uri::Authority;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use torpor_types::{Ingress, NetworkConfig};
+use utoipa::ToSchema;
 
 use super::egress::EgressJson;
 use super::error::ApiError;
 use super::wire::is_nothing;
 
 /// What a client wants of a sandbox's traffic.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schema(as = SandboxNetworkConfig)]
 pub(super) struct Network {
     allow_public_traffic: Option<bool>,
     mask_request_host: Option<String>,
@@ -21,7 +23,7 @@ pub(super) struct Network {
 }
 
 /// What a client is shown of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NetworkDetail {
     allow_public_traffic: bool,

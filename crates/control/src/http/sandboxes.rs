@@ -6,17 +6,19 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
 use super::egress::NetworkUpdate;
 use super::error::ApiError;
 use super::extract::{JsonBody, SandboxPath, Team};
-use super::idempotency::{IdempotencyKey, create_once};
-use super::list::ListQuery;
+use super::idempotency::{IdempotencyKey, KeyParam, create_once};
+use super::list::{ListParams, ListQuery, MetadataParam};
+use super::openapi::{
+    IdParam, RefusedChange, RefusedCopy, RefusedCreate, RefusedOne, RefusedQuery, RefusedStart,
+};
 use super::state::ApiState;
 use super::wire::{
-    CreateVersion, ListedSandbox, NewSandbox, PauseRequest, RefreshRequest, ResumeRequest, Sandbox,
-    SandboxDetail, TimeoutRequest, on_timeout, time_text,
+    ConnectRequest, CreateVersion, ListedSandbox, NewSandbox, PauseRequest, RefreshRequest, ResumeRequest,
+    Sandbox, SandboxDetail, TimeoutRequest, on_timeout,
 };
 use crate::lifecycle::{Connected, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, VisibleState};
 
@@ -25,6 +27,13 @@ type Shared = State<Arc<ApiState>>;
 /// The most seconds a `refreshes` may ask for.
 const MAX_REFRESH_S: i64 = 3600;
 
+/// Create a sandbox (first version)
+///
+/// It lives 15 seconds unless told otherwise, and its agent demands a token only if `secure` is true.
+#[utoipa::path(
+    post, path = "/sandboxes", tag = "sandboxes", params(KeyParam), request_body = NewSandbox,
+    responses((status = 201, description = "It runs", body = Sandbox), RefusedCreate)
+)]
 pub(super) async fn create_v1(
     state: Shared,
     team: Team,
@@ -34,6 +43,13 @@ pub(super) async fn create_v1(
     create(state, team, &headers, body, CreateVersion::V1).await
 }
 
+/// Create a sandbox
+///
+/// It lives 300 seconds unless told otherwise, and its agent demands a token.
+#[utoipa::path(
+    post, path = "/v2/sandboxes", tag = "sandboxes", params(KeyParam), request_body = NewSandbox,
+    responses((status = 201, description = "It runs", body = Sandbox), RefusedCreate)
+)]
 pub(super) async fn create_v2(
     state: Shared,
     team: Team,
@@ -60,7 +76,11 @@ async fn create(
     Ok((StatusCode::CREATED, Json(Sandbox::new(view, domain))).into_response())
 }
 
-/// `GET /sandboxes`, which SDKs before 2.0 call: running ones, unpaged.
+/// List running sandboxes (first version): all of them, newest first
+#[utoipa::path(
+    get, path = "/sandboxes", tag = "sandboxes", params(MetadataParam),
+    responses((status = 200, description = "Newest first", body = [ListedSandbox]), RefusedQuery)
+)]
 pub(super) async fn list_v1(
     State(state): Shared,
     Team(team): Team,
@@ -76,6 +96,20 @@ pub(super) async fn list_v1(
     Ok(Json(page.sandboxes.into_iter().map(ListedSandbox::from).collect()))
 }
 
+/// List sandboxes, running and paused, page by page
+#[utoipa::path(
+    get, path = "/v2/sandboxes", tag = "sandboxes", params(MetadataParam, ListParams),
+    responses(
+        (
+            status = 200, description = "One page", body = [ListedSandbox],
+            headers(
+                ("x-next-token" = String, description = "Names the next page; absent on the last"),
+                ("x-total-running" = u64, description = "How many running ones match; absent if none were asked for"),
+            )
+        ),
+        RefusedQuery
+    )
+)]
 pub(super) async fn list_v2(
     State(state): Shared,
     Team(team): Team,
@@ -93,6 +127,11 @@ pub(super) async fn list_v2(
     Ok((headers, Json(sandboxes)).into_response())
 }
 
+/// Describe a sandbox
+#[utoipa::path(
+    get, path = "/sandboxes/{id}", tag = "sandboxes", params(IdParam),
+    responses((status = 200, description = "As it is now", body = SandboxDetail), RefusedOne)
+)]
 pub(super) async fn get(
     State(state): Shared,
     Team(team): Team,
@@ -102,6 +141,11 @@ pub(super) async fn get(
     Ok(Json(SandboxDetail::new(view, state.options.domain.as_deref())))
 }
 
+/// Kill a sandbox, running or paused, with everything in it
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}", tag = "sandboxes", params(IdParam),
+    responses((status = 204, description = "It is gone"), RefusedOne)
+)]
 pub(super) async fn kill(
     State(state): Shared,
     Team(team): Team,
@@ -111,6 +155,11 @@ pub(super) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Pause a sandbox: files, memory and processes are kept
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/pause", tag = "sandboxes", params(IdParam), request_body = Option<PauseRequest>,
+    responses((status = 204, description = "It is paused"), RefusedCopy)
+)]
 pub(super) async fn pause(
     State(state): Shared,
     Team(team): Team,
@@ -122,6 +171,13 @@ pub(super) async fn pause(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Resume a paused sandbox (first version)
+///
+/// It lives 15 seconds unless told otherwise.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/resume", tag = "sandboxes", params(IdParam), request_body = Option<ResumeRequest>,
+    responses((status = 201, description = "It runs again", body = Sandbox), RefusedStart)
+)]
 pub(super) async fn resume(
     State(state): Shared,
     Team(team): Team,
@@ -135,18 +191,38 @@ pub(super) async fn resume(
     Ok((StatusCode::CREATED, Json(Sandbox::new(view, domain))).into_response())
 }
 
+/// Resume a sandbox if it is paused, extend its life if it runs (first version: `timeout` is required)
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/connect", tag = "sandboxes", params(IdParam), request_body = ConnectRequest,
+    responses(
+        (status = 200, description = "It ran already", body = Sandbox),
+        (status = 201, description = "It runs again", body = Sandbox),
+        RefusedStart
+    )
+)]
 pub(super) async fn connect_v1(
     state: Shared,
     team: Team,
     id: SandboxPath,
-    body: JsonBody<ResumeRequest>,
+    JsonBody(body): JsonBody<ConnectRequest>,
 ) -> Result<Response, ApiError> {
-    if body.0.timeout.is_none() {
-        return Err(ApiError::bad_request("Invalid request body: missing field `timeout`"));
-    }
-    connect_v2(state, team, id, body).await
+    let ConnectRequest { timeout, memory } = body;
+    let body = ResumeRequest { timeout: Some(timeout), auto_pause: None, memory };
+    connect_v2(state, team, id, JsonBody(body)).await
 }
 
+/// Resume a sandbox if it is paused, extend its life if it runs
+///
+/// It lives 300 seconds unless told otherwise; a running one never gets less than it had.
+#[utoipa::path(
+    post, path = "/v2/sandboxes/{id}/connect", tag = "sandboxes", params(IdParam),
+    request_body = Option<ResumeRequest>,
+    responses(
+        (status = 200, description = "It ran already", body = Sandbox),
+        (status = 201, description = "It runs again", body = Sandbox),
+        RefusedStart
+    )
+)]
 pub(super) async fn connect_v2(
     State(state): Shared,
     Team(team): Team,
@@ -163,6 +239,11 @@ pub(super) async fn connect_v2(
     Ok((status, Json(Sandbox::new(view, state.options.domain.as_deref()))).into_response())
 }
 
+/// Set when a running sandbox ends: that many seconds from now, at once if 0 or less
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/timeout", tag = "sandboxes", params(IdParam), request_body = TimeoutRequest,
+    responses((status = 204, description = "It ends then"), RefusedChange)
+)]
 pub(super) async fn set_timeout(
     State(state): Shared,
     Team(team): Team,
@@ -173,6 +254,11 @@ pub(super) async fn set_timeout(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Replace what a sandbox may reach: what is left out is cleared
+#[utoipa::path(
+    put, path = "/sandboxes/{id}/network", tag = "sandboxes", params(IdParam), request_body = Option<NetworkUpdate>,
+    responses((status = 204, description = "It is in effect"), RefusedChange)
+)]
 pub(super) async fn set_network(
     State(state): Shared,
     Team(team): Team,
@@ -184,6 +270,11 @@ pub(super) async fn set_network(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Let a running sandbox live that many seconds from now, if it would not anyway
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/refreshes", tag = "sandboxes", params(IdParam), request_body = Option<RefreshRequest>,
+    responses((status = 204, description = "It lives that long"), RefusedChange)
+)]
 pub(super) async fn refresh(
     State(state): Shared,
     Team(team): Team,
@@ -196,28 +287,6 @@ pub(super) async fn refresh(
     }
     state.sandboxes.refresh(&team, &id, duration_s).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// The guest's console. Its lines carry no time of their own, so that they get the sandbox's start; each `line` is
-/// itself JSON, as clients expect.
-pub(super) async fn logs(
-    State(state): Shared,
-    Team(team): Team,
-    SandboxPath(id): SandboxPath,
-) -> Result<Json<Value>, ApiError> {
-    let view = state.sandboxes.get(&team, &id).await?;
-    let console = state.sandboxes.console_log(&team, &id).await?;
-    let timestamp = time_text(view.started_at);
-    let messages: Vec<&str> = console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let line = |message: &&str| {
-        let line = json!({"level": "info", "logger": "console", "message": message}).to_string();
-        json!({"timestamp": timestamp, "line": line})
-    };
-    let entry = |message: &&str| json!({"timestamp": timestamp, "level": "info", "message": message, "fields": {"logger": "console"}});
-    Ok(Json(json!({
-        "logs": messages.iter().map(line).collect::<Vec<_>>(),
-        "logEntries": messages.iter().map(entry).collect::<Vec<_>>(),
-    })))
 }
 
 fn refuse_cold_boot(body: &ResumeRequest) -> Result<(), ApiError> {

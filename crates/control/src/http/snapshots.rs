@@ -10,9 +10,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use torpor_types::SandboxId;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::ApiError;
 use super::extract::{JsonBody, SandboxPath, Team};
+use super::openapi::{IdParam, RefusedCopy, RefusedOne, RefusedQuery};
 use super::state::ApiState;
 use super::wire::Sandbox;
 use crate::lifecycle::SnapshotView;
@@ -27,21 +29,24 @@ const MAX_CHILDREN: usize = 100;
 const MAX_LIMIT: usize = 100;
 
 /// Body of `POST …/snapshots`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(super) struct SnapshotRequest {
     name: Option<String>,
     memory: Option<bool>,
 }
 
 /// Body of `POST …/fork`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(super) struct ForkRequest {
+    /// Seconds each child lives
+    #[schema(minimum = 1, default = 15)]
     timeout: Option<i64>,
+    #[schema(minimum = 1, maximum = 100, default = 1)]
     count: Option<usize>,
 }
 
 /// One snapshot.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct SnapshotInfo {
     #[serde(rename = "snapshotID")]
     snapshot_id: String,
@@ -49,11 +54,29 @@ pub(super) struct SnapshotInfo {
 }
 
 /// What became of one child of a fork.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Child {
     Sandbox(Box<Sandbox>),
     Error(super::error::Body),
+}
+
+/// The same, as the document describes it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "only its description is used")]
+pub(super) struct ListParams {
+    /// Only those of this sandbox
+    #[param(rename = "sandboxID", pattern = "^[0-9a-z]{1,64}$")]
+    sandbox_id: Option<String>,
+    /// Only those of this name
+    name: Option<String>,
+    /// Entries of a page
+    #[param(minimum = 1, maximum = 100, default = 100)]
+    limit: Option<i32>,
+    /// From the header `X-Next-Token` of the page before
+    #[param(rename = "nextToken")]
+    next_token: Option<String>,
 }
 
 /// What a client asked to see of its snapshots.
@@ -66,6 +89,13 @@ struct Query {
     after: Option<String>,
 }
 
+/// Take a snapshot of a running sandbox, which goes on
+///
+/// New sandboxes start from it as from a template.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/snapshots", tag = "snapshots", params(IdParam), request_body = Option<SnapshotRequest>,
+    responses((status = 201, description = "It is durable", body = SnapshotInfo), RefusedCopy)
+)]
 pub(super) async fn take(
     State(state): Shared,
     Team(team): Team,
@@ -77,6 +107,13 @@ pub(super) async fn take(
     Ok((StatusCode::CREATED, Json(SnapshotInfo::from(taken))).into_response())
 }
 
+/// Make new sandboxes that go on where a running one is, which itself goes on
+///
+/// Each child succeeds or fails on its own.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/fork", tag = "snapshots", params(IdParam), request_body = Option<ForkRequest>,
+    responses((status = 201, description = "What became of each child", body = [Child]), RefusedCopy)
+)]
 pub(super) async fn fork(
     State(state): Shared,
     Team(team): Team,
@@ -99,6 +136,17 @@ pub(super) async fn fork(
     Ok((StatusCode::CREATED, Json(children.collect::<Vec<_>>())).into_response())
 }
 
+/// List snapshots, page by page
+#[utoipa::path(
+    get, path = "/snapshots", tag = "snapshots", params(ListParams),
+    responses(
+        (
+            status = 200, description = "One page", body = [SnapshotInfo],
+            headers(("x-next-token" = String, description = "Names the next page; absent on the last"))
+        ),
+        RefusedQuery
+    )
+)]
 pub(super) async fn list(
     State(state): Shared,
     Team(team): Team,
@@ -123,7 +171,14 @@ pub(super) async fn list(
     Ok((headers, Json(page)).into_response())
 }
 
-/// `DELETE /templates/{snapshotID}`. Templates that the operator made are not the API's to delete.
+/// Delete a snapshot
+///
+/// One that sandboxes stand on is refused. Templates that the operator made are not the API's to delete.
+#[utoipa::path(
+    delete, path = "/templates/{id}", tag = "snapshots",
+    params(("id" = String, Path, description = "Id of the snapshot, percent-encoded", example = "team/name:tag")),
+    responses((status = 204, description = "It is gone"), RefusedOne)
+)]
 pub(super) async fn delete(
     State(state): Shared,
     Team(team): Team,

@@ -10,6 +10,7 @@ use crate::lifecycle::{
     Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes, SnapshotView,
 };
 use crate::registry::Registry;
+use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 /// How the API presents itself.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +26,8 @@ pub(super) struct ApiState {
     pub(super) registry: Registry,
     pub(super) options: ApiOptions,
     pub(super) repeats: Repeats,
+    /// The OpenAPI document.
+    pub(super) document: String,
 }
 
 /// The operations of [`Sandboxes`] the API calls, which say there what they do. A seam, so that the wire protocol can
@@ -86,6 +89,20 @@ pub(super) trait Lifecycle: Send + Sync {
         count: usize,
     ) -> Result<Vec<Result<SandboxView, LifecycleError>>, LifecycleError>;
     async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError>;
+    async fn metrics(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        start: i64,
+        end: i64,
+    ) -> Result<Vec<MetricPoint>, LifecycleError>;
+    async fn newest_metrics(&self, team: &TeamId, ids: &[SandboxId]) -> Vec<(SandboxId, MetricPoint)>;
+    async fn logs(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        query: LogQuery,
+    ) -> Result<Vec<LogRecord>, LifecycleError>;
 }
 
 // === impl Sandboxes ===
@@ -190,5 +207,28 @@ impl Lifecycle for Sandboxes {
 
     async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError> {
         Sandboxes::console_log(self, team, id).await
+    }
+
+    async fn metrics(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        start: i64,
+        end: i64,
+    ) -> Result<Vec<MetricPoint>, LifecycleError> {
+        Sandboxes::metrics(self, team, id, start, end).await
+    }
+
+    async fn newest_metrics(&self, team: &TeamId, ids: &[SandboxId]) -> Vec<(SandboxId, MetricPoint)> {
+        Sandboxes::newest_metrics(self, team, ids).await
+    }
+
+    async fn logs(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        query: LogQuery,
+    ) -> Result<Vec<LogRecord>, LifecycleError> {
+        Sandboxes::logs(self, team, id, query).await
     }
 }

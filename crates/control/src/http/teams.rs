@@ -6,14 +6,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::extract::{PresentedKey, Team};
+use super::openapi::Refused;
 use super::state::ApiState;
 
 /// A team, as its members see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Team)]
 pub(super) struct TeamJson {
     #[serde(rename = "teamID")]
     team_id: String,
@@ -23,7 +26,11 @@ pub(super) struct TeamJson {
     is_default: bool,
 }
 
-/// The teams the key opens, which is its own.
+/// The team of the key
+#[utoipa::path(
+    get, path = "/teams", tag = "teams",
+    responses((status = 200, description = "Just that one", body = [TeamJson]), Refused)
+)]
 pub(super) async fn list(
     State(state): State<Arc<ApiState>>,
     Team(id): Team,

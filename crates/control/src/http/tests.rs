@@ -19,6 +19,7 @@ use crate::lifecycle::{
     Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, SnapshotView, VisibleState,
 };
 use crate::registry::TemplateRow;
+use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 /// Sandboxes without machines: the states and errors the lifecycle promises, and nothing behind them.
 #[derive(Default)]
@@ -239,6 +240,54 @@ impl Lifecycle for Pretended {
     async fn console_log(&self, team: &TeamId, id: &SandboxId) -> Result<String, LifecycleError> {
         self.with(team, id, |_| Ok("[    0.1] Linux\r\n\r\nready\r\n".to_owned()))
     }
+
+    async fn metrics(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        start: i64,
+        end: i64,
+    ) -> Result<Vec<MetricPoint>, LifecycleError> {
+        let points = [100, 200, 300].map(point);
+        let within = |point: &MetricPoint| (start..=end).contains(&point.at.as_second());
+        self.with(team, id, |_| Ok(points.into_iter().filter(within).collect()))
+    }
+
+    async fn newest_metrics(&self, team: &TeamId, ids: &[SandboxId]) -> Vec<(SandboxId, MetricPoint)> {
+        ids.iter()
+            .filter(|id| self.with(team, id, |_| Ok(())).is_ok())
+            .map(|id| (id.clone(), point(300)))
+            .collect()
+    }
+
+    async fn logs(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        query: LogQuery,
+    ) -> Result<Vec<LogRecord>, LifecycleError> {
+        let record = |(seq, level, message): (u64, &str, &str)| {
+            let fields = json!({"pid": "42", "cmd": "/bin/bash -l -c make", "stream": "stdout"});
+            let record = json!({"boot_id": "b", "seq": seq, "at_us": seq * 1_000_500, "level": level,
+                "logger": "process", "message": message, "fields": fields});
+            serde_json::from_value(record).unwrap()
+        };
+        let lines = [(1, "info", "one"), (2, "error", "two"), (3, "info", "three")];
+        self.with(team, id, |_| Ok(query.select(lines.map(record).into())))
+    }
+}
+
+fn point(second: i64) -> MetricPoint {
+    MetricPoint {
+        at: Timestamp::from_second(second).unwrap(),
+        cpu_count: 1,
+        cpu_used_pct: 12.5,
+        mem_total: 512,
+        mem_used: 256,
+        mem_cache: 128,
+        disk_used: 1024,
+        disk_total: 8192,
+    }
 }
 
 struct Server {
@@ -266,6 +315,11 @@ impl Server {
         let bytes = body.collect().await.unwrap().to_bytes();
         let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
         (parts.status.as_u16(), parts.headers, body)
+    }
+
+    async fn router_status(&self, request: Request<Body>) -> (u16, HeaderMap) {
+        let response: Response = self.router.clone().oneshot(request).await.unwrap();
+        (response.status().as_u16(), response.headers().clone())
     }
 
     async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
@@ -540,7 +594,7 @@ async fn every_answer_names_its_request_and_keeps_a_name_the_client_gave() {
 }
 
 #[tokio::test]
-async fn templates_and_the_console_are_listed_in_the_shapes_the_cli_reads() {
+async fn templates_and_the_console_have_the_shapes_the_cli_reads() {
     let server = Server::start().await;
     let built: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
     let row = TemplateRow {
@@ -557,10 +611,98 @@ async fn templates_and_the_console_are_listed_in_the_shapes_the_cli_reads() {
     insta::assert_json_snapshot!(templates);
 
     let id = server.create().await;
-    let (status, logs) = server.ask("GET", &format!("/sandboxes/{id}/logs"), "").await;
-    assert_eq!((status, logs["logs"].as_array().unwrap().len()), (200, 2));
-    let line: Value = serde_json::from_str(logs["logs"][1]["line"].as_str().unwrap()).unwrap();
-    assert_eq!(line["message"], "ready");
+    let (status, console) = server.ask("GET", &format!("/sandboxes/{id}/console"), "").await;
+    assert_eq!((status, console), (200, json!({"console": "[    0.1] Linux\r\n\r\nready\r\n"})));
+}
+
+#[tokio::test]
+async fn logs_have_the_shapes_the_cli_and_sdks_read() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    let (status, v1) = server.ask("GET", &format!("/sandboxes/{id}/logs?start=2000&limit=1"), "").await;
+    assert_eq!(status, 200);
+    let line: Value = serde_json::from_str(v1["logs"][0]["line"].as_str().unwrap()).unwrap();
+    assert_eq!(line["message"], "two");
+    insta::assert_json_snapshot!("logs_v1", v1);
+    let messages = async |query: &str| {
+        let (status, v2) = server.ask("GET", &format!("/v2/sandboxes/{id}/logs?{query}"), "").await;
+        assert_eq!(status, 200, "{query}: {v2}");
+        let messages = v2["logs"].as_array().unwrap().iter();
+        messages.map(|entry| entry["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    for (query, expected) in [
+        ("", "one two three"),
+        ("direction=backward&limit=2", "three two"),
+        ("cursor=2001", "two three"),
+        ("cursor=2002", "three"),
+        ("cursor=2001&direction=backward", "two one"),
+        ("level=warn", "two"),
+        ("search=o", "one two"),
+        ("search=O", ""),
+        ("limit=0", ""),
+    ] {
+        assert_eq!(messages(query).await, expected, "{query}");
+    }
+    let long = format!("search={}", "x".repeat(257));
+    for query in ["limit=1001", "limit=-1", "direction=up", "level=loud", "cursor=now", &long] {
+        let (status, refused) = server.ask("GET", &format!("/v2/sandboxes/{id}/logs?{query}"), "").await;
+        assert_eq!((status, &refused["code"]), (400, &json!(400)), "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_cut_to_the_time_asked_for_and_tell_of_ones_own_sandboxes_only() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    let (_, all) = server.ask("GET", &format!("/sandboxes/{id}/metrics"), "").await;
+    insta::assert_json_snapshot!("metrics", all[0]);
+    for (query, expected) in
+        [("start=200", 2), ("end=200", 2), ("start=101&end=199", 0), ("start=300&end=100", 0)]
+    {
+        let (status, points) = server.ask("GET", &format!("/sandboxes/{id}/metrics?{query}"), "").await;
+        assert_eq!((status, points.as_array().unwrap().len()), (200, expected), "{query}");
+    }
+    let (_, both) =
+        server.ask("GET", &format!("/sandboxes/metrics?sandbox_ids={id}-00000000,iother"), "").await;
+    let known: Vec<&String> = both["sandboxes"].as_object().unwrap().keys().collect();
+    assert_eq!(known, [&id]);
+    let too_many = vec!["i"; 3].join(",").replace("i,", "I,");
+    for query in ["", "?sandbox_ids=", &format!("?sandbox_ids={too_many}")] {
+        let (status, refused) = server.ask("GET", &format!("/sandboxes/metrics{query}"), "").await;
+        assert_eq!(status, 400, "{query}: {refused}");
+    }
+    let other = server.key_of_another_team().await;
+    let path = format!("/sandboxes/metrics?sandbox_ids={id}");
+    let request = Request::get(path).header("x-api-key", other).body(Body::empty()).unwrap();
+    assert_eq!(server.send(request).await.2, json!({"sandboxes": {}}));
+}
+
+#[tokio::test]
+async fn every_route_is_in_the_document_with_all_it_may_answer() {
+    // Routes get into the router by `routes!`, which takes their description with them; `.route` would not.
+    assert!(!include_str!("mod.rs").contains(".route("));
+    let server = Server::start().await;
+    let (status, document) = server.ask("GET", "/openapi.json", "").await;
+    assert_eq!(status, 200);
+    assert_eq!(document, serde_json::from_str::<Value>(&openapi_document()).unwrap());
+    let mut routes = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let statuses: Vec<&String> = operation["responses"].as_object().unwrap().keys().collect();
+            routes.push(format!("{method:<6} {path:<30} {statuses:?}").replace('"', ""));
+            let open = operation["security"] == json!([{}]);
+            assert_eq!(
+                open,
+                !operation["responses"].as_object().unwrap().contains_key("401"),
+                "{method} {path}"
+            );
+            let request =
+                Request::builder().method(method.to_uppercase().as_str()).uri(path.replace("{id}", "iabc"));
+            let (answered, _) = server.router_status(request.body(Body::empty()).unwrap()).await;
+            assert_eq!(answered, if open { 200 } else { 401 }, "{method} {path}");
+        }
+    }
+    insta::assert_snapshot!(routes.join("\n"));
 }
 
 #[tokio::test]
@@ -577,12 +719,18 @@ async fn one_team_never_sees_or_touches_anothers_sandboxes() {
         ("GET", format!("/sandboxes/{id}"), ""),
         ("DELETE", format!("/sandboxes/{id}"), ""),
         ("GET", format!("/sandboxes/{id}/logs"), ""),
+        ("GET", format!("/v2/sandboxes/{id}/logs"), ""),
+        ("GET", format!("/sandboxes/{id}/console"), ""),
+        ("GET", format!("/sandboxes/{id}/metrics"), ""),
         ("POST", format!("/sandboxes/{id}/pause"), "{}"),
         ("POST", format!("/sandboxes/{id}/resume"), "{}"),
         ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":60}"#),
         ("POST", format!("/v2/sandboxes/{id}/connect"), "{}"),
         ("POST", format!("/sandboxes/{id}/timeout"), r#"{"timeout":60}"#),
         ("POST", format!("/sandboxes/{id}/refreshes"), "{}"),
+        ("POST", format!("/sandboxes/{id}/snapshots"), "{}"),
+        ("POST", format!("/sandboxes/{id}/fork"), "{}"),
+        ("PUT", format!("/sandboxes/{id}/network"), "{}"),
     ];
     for state in ["running", "paused"] {
         for (method, path, body) in &routes {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use torpor_types::SandboxId;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::network::{Network, NetworkDetail};
@@ -18,7 +19,7 @@ use crate::registry::TemplateRow;
 const CLIENT_ID: &str = "00000000";
 
 /// Body of `POST /sandboxes` and `POST /v2/sandboxes`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NewSandbox {
     #[serde(rename = "templateID")]
@@ -38,14 +39,14 @@ pub(super) struct NewSandbox {
     pub(super) volume_mounts: Option<Value>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(super) struct AutoResume {
     #[serde(default)]
     pub(super) enabled: bool,
 }
 
 /// Body of `POST …/pause`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PauseRequest {
     pub(super) memory: Option<bool>,
@@ -53,8 +54,17 @@ pub(super) struct PauseRequest {
     pub(super) wait_durable: Option<bool>,
 }
 
-/// Body of `POST …/resume` and both `POST …/connect`.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// Body of the first version's `POST …/connect`.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(super) struct ConnectRequest {
+    /// Seconds to live from now on; a running sandbox never gets less than it had
+    pub(super) timeout: i64,
+    /// Must not be `false`: starting without memory is not supported here
+    pub(super) memory: Option<bool>,
+}
+
+/// Body of `POST …/resume` and `POST /v2/…/connect`.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ResumeRequest {
     pub(super) timeout: Option<i64>,
@@ -63,19 +73,19 @@ pub(super) struct ResumeRequest {
 }
 
 /// Body of `POST …/timeout`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(super) struct TimeoutRequest {
     pub(super) timeout: i64,
 }
 
 /// Body of `POST …/refreshes`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(super) struct RefreshRequest {
     pub(super) duration: Option<i64>,
 }
 
 /// Answer of create, resume and connect.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Sandbox {
     #[serde(rename = "templateID")]
     template_id: String,
@@ -95,7 +105,7 @@ pub(super) struct Sandbox {
 }
 
 /// One entry of a list.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct ListedSandbox {
     #[serde(rename = "templateID")]
     template_id: String,
@@ -121,7 +131,7 @@ pub(super) struct ListedSandbox {
 }
 
 /// Answer of `GET /sandboxes/{id}`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct SandboxDetail {
     #[serde(flatten)]
     listed: ListedSandbox,
@@ -141,7 +151,7 @@ pub(super) struct SandboxDetail {
     durable: Option<bool>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 struct LifecycleJson {
     #[serde(rename = "autoResume")]
     auto_resume: bool,
@@ -150,7 +160,7 @@ struct LifecycleJson {
 }
 
 /// One entry of `GET /templates`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Template {
     #[serde(rename = "templateID")]

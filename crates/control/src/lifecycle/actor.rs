@@ -29,6 +29,7 @@ use super::node::Node;
 use super::save::{Keep, SaveError, Saving};
 use super::{Entries, Entry, Route, Status};
 use crate::registry::{SandboxRow, StoredState};
+use crate::telemetry::Recording;
 
 pub(super) use create::{create, start};
 
@@ -120,6 +121,8 @@ pub(super) struct Actor {
     base: Option<Base>,
     /// Names the present run to the agent.
     lifecycle_id: String,
+    /// Of the run that is under way, from when its agent answered.
+    recording: Option<Recording>,
     status: watch::Sender<Status>,
     inbox: mpsc::Receiver<Command>,
     events: mpsc::UnboundedSender<Event>,
@@ -192,6 +195,7 @@ impl Actor {
             carrier,
             base,
             lifecycle_id: guest::new_lifecycle_id(),
+            recording: None,
             status,
             inbox,
             events,

@@ -43,6 +43,7 @@ use tracing::Instrument;
 use self::actor::{Command, Operation};
 use self::node::Node;
 use crate::registry::{SandboxRecord, SandboxRow, StoredState};
+use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 pub use api::{
     Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView,
@@ -332,6 +333,45 @@ impl Sandboxes {
         let entry = self.entry(team, id)?;
         let machine = entry.status.borrow().row.machine_id.clone();
         Ok(machine.map(|machine| self.inner.node.machines.console_log(&machine)).unwrap_or_default())
+    }
+
+    /// Its use of resources from second `start` to second `end` since 1970, both included, oldest first.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`].
+    pub async fn metrics(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        start: i64,
+        end: i64,
+    ) -> Result<Vec<MetricPoint>, LifecycleError> {
+        self.entry(team, id)?;
+        Ok(self.inner.node.telemetry.metrics(id, start, end))
+    }
+
+    /// The newest use of resources of those of `ids` that are the team's and have told any.
+    pub async fn newest_metrics(&self, team: &TeamId, ids: &[SandboxId]) -> Vec<(SandboxId, MetricPoint)> {
+        let own = ids.iter().filter(|id| self.entry(team, id).is_ok());
+        own.filter_map(|id| Some((id.clone(), self.inner.node.telemetry.newest_metric(id)?))).collect()
+    }
+
+    /// Entries of its log.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NotFound`], [`LifecycleError::Failed`] when the log cannot be read.
+    pub async fn logs(
+        &self,
+        team: &TeamId,
+        id: &SandboxId,
+        query: LogQuery,
+    ) -> Result<Vec<LogRecord>, LifecycleError> {
+        self.entry(team, id)?;
+        let read = self.inner.node.telemetry.logs(id, query).await;
+        read.map_err(|error| LifecycleError::Failed {
+            what: "The sandbox's log could not be read",
+            why: error.to_string(),
+        })
     }
 
     fn find(&self, id: &SandboxId) -> Option<Entry> {

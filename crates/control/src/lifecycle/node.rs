@@ -13,6 +13,7 @@ use super::bases::Bases;
 use super::boot::Kernels;
 use super::limits::{Limits, Starts};
 use crate::registry::{Registry, RegistryError, SandboxRow};
+use crate::telemetry::Telemetry;
 
 /// Name of the node's secret from which access tokens are derived.
 const TOKEN_SECRET: &str = "access-token-key";
@@ -31,6 +32,8 @@ pub struct NodeOptions {
     pub network: Network,
     /// A PEM file with certificates of authorities that egress proxies trust beside those the host trusts.
     pub egress_roots: Option<PathBuf>,
+    /// Logs and metrics.
+    pub telemetry: Telemetry,
     /// What a team may have that has no limits of its own.
     pub limits: Limits,
     /// Machines kept ready for each template's shape.
@@ -70,6 +73,7 @@ pub(super) struct Node {
     pub(super) kernels: Kernels,
     /// Held while a snapshot is given its name, or loses it.
     pub(super) naming: tokio::sync::Mutex<()>,
+    pub(super) telemetry: Telemetry,
     pub(super) starts: Starts,
     limits: Limits,
     warm_machines: usize,
@@ -101,6 +105,7 @@ impl Node {
             naming: tokio::sync::Mutex::default(),
             vault: options.vault,
             machines: options.machines,
+            telemetry: options.telemetry,
             starts: Starts::default(),
             limits: options.limits,
             warm_machines: options.warm_machines,

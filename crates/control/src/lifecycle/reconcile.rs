@@ -91,6 +91,7 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
     }
     settle_snapshots(node).await?;
     remove_replaced(node).await?;
+    node.telemetry.keep_only(node.registry.sandboxes().await?.into_iter().map(|row| row.id).collect()).await;
     Ok(reconciled)
 }
 
@@ -156,6 +157,9 @@ async fn settle(
             row.record.end_at = Timestamp::now();
         }
         row.state = StoredState::Paused;
+    }
+    if let Carrier::Nothing = carrier {
+        node.telemetry.set_back(&row.id);
     }
     match row.state {
         StoredState::Running => reconciled.running += 1,

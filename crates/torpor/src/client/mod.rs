@@ -14,6 +14,7 @@ mod shell;
 mod snapshot;
 mod table;
 mod team;
+mod telemetry;
 mod template;
 mod terminal;
 
@@ -132,7 +133,7 @@ async fn open_registry(
 }
 
 /// Prints one line to standard output. A reader that went away (`| head`) is no error.
-fn say(text: &str) -> Result<(), ClientError> {
+pub(crate) fn say(text: &str) -> Result<(), ClientError> {
     use std::io::{ErrorKind, Write};
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

@@ -12,6 +12,7 @@ use super::api::{Api, SandboxInfo, quote, read, sandbox_path};
 use super::exec::Exec;
 use super::shell::Shell;
 use super::table::{age, remaining, table};
+use super::telemetry::{Logs, Metrics};
 use super::{ClientError, EXIT_NOT_RUN, Endpoint, say, say_json};
 
 /// Sandboxes: create, use, pause, resume, kill
@@ -87,14 +88,10 @@ enum Action {
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
-    /// Print what the sandbox's console shows: its kernel and its agent
-    Logs {
-        /// Id of the sandbox
-        id: String,
-        /// Print JSON instead
-        #[arg(long)]
-        json: bool,
-    },
+    /// Print what happened in a sandbox and what its processes printed
+    Logs(Logs),
+    /// Print a sandbox's use of processor, memory and disk
+    Metrics(Metrics),
 }
 
 #[derive(Debug, clap::Args)]
@@ -201,7 +198,8 @@ impl SandboxCommand {
                 let ids = if all { ids_of(&api.list("").await?) } else { ids };
                 each(ids, async |id: &str| api.delete(&sandbox_path(id, "")).await).await
             }
-            Action::Logs { id, json } => logs(&api, &id, json).await,
+            Action::Logs(logs) => logs.run(&api).await,
+            Action::Metrics(metrics) => metrics.run(&api).await,
         };
         done.map(|()| ExitCode::SUCCESS)
     }
@@ -378,23 +376,6 @@ async fn fork(api: &Api, id: &str, count: u32, timeout_s: u32, json: bool) -> Re
     if failed == 0 { Ok(()) } else { Err(ClientError::Some { failed, all: count as usize }) }
 }
 
-async fn logs(api: &Api, id: &str, json: bool) -> Result<(), ClientError> {
-    let value: Value = api.get(&sandbox_path(id, "/logs")).await?;
-    if json {
-        return say_json(&value);
-    }
-    let lines = value["logs"].as_array().into_iter().flatten();
-    lines.filter_map(|log| log["line"].as_str()).try_for_each(|line| say(&message_of(line)))
-}
-
-/// A line is JSON itself; anything else is shown as it is.
-fn message_of(line: &str) -> String {
-    let parsed: Option<Value> = serde_json::from_str(line).ok();
-    let message = parsed.as_ref().and_then(|line| line["message"].as_str());
-    let printable = |c: &char| !c.is_control() || *c == '\t';
-    message.unwrap_or(line).chars().filter(printable).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,11 +420,5 @@ mod tests {
             quiet: false,
         };
         assert_eq!(list.query(), "state=paused&metadata=a%252520b%3Dc%252526d");
-    }
-
-    #[test]
-    fn log_lines_show_their_message_without_control_characters() {
-        assert_eq!(message_of(r#"{"level":"info","message":"a\tb\u001b[31mc"}"#), "a\tb[31mc");
-        assert_eq!(message_of("plain"), "plain");
     }
 }

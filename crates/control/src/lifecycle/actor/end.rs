@@ -117,6 +117,7 @@ impl Actor {
         if let Some(snapshot) = self.row.snapshot_id.take() {
             self.remove_snapshot(snapshot).await;
         }
+        self.node.telemetry.remove(&self.row.id).await;
         // The row goes last: a snapshot without a row is taken for one whose row was lost, and kept.
         if let Err(error) = self.node.registry.delete_sandbox(&self.row.id).await {
             tracing::error!(%error, "a destroyed sandbox stays in the database until the next start");
@@ -155,6 +156,8 @@ impl Actor {
         }
         tracing::error!(%why, "the machine ended: the sandbox is back at its last durable pause");
         let before = self.row.state;
+        self.recording = None;
+        self.node.telemetry.set_back(&self.row.id);
         self.row.state = StoredState::Paused;
         self.row.machine_id = None;
         self.row.record.end_at = Timestamp::now();

@@ -72,6 +72,9 @@ impl Actor {
             }
         };
         closed.cancel();
+        if let Some(recording) = self.recording.take() {
+            recording.paused();
+        }
         self.row.state = StoredState::Paused;
         self.row.record.end_at = Timestamp::now();
         // From here on it is paused, whatever the database says of it: reconciliation comes to the same.

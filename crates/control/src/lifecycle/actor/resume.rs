@@ -36,13 +36,16 @@ impl Actor {
     }
 
     pub(super) async fn woken(&mut self, epoch: u64, result: Result<(), InitError>) -> Next {
-        let Carrier::Running { machine, awake, .. } = &mut self.carrier else { return Next::Continue };
+        let Carrier::Running { machine, closed, awake } = &mut self.carrier else { return Next::Continue };
         if epoch != self.epoch {
             return Next::Continue;
         }
         match result {
             Ok(()) => {
                 *awake = true;
+                let (connector, closed) = (machine.connector(), closed.clone());
+                let token = self.node.access_token(&self.row);
+                self.recording = Some(self.node.telemetry.follow(&self.row.id, connector, token, closed));
                 self.publish();
                 Next::Continue
             }
