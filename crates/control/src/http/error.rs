@@ -70,9 +70,10 @@ impl From<LifecycleError> for ApiError {
                 (StatusCode::CONFLICT, None)
             }
             E::InvalidName { .. } | E::SnapshotInUse { .. } => (StatusCode::BAD_REQUEST, None),
-            E::TimeoutNotPositive | E::TimeoutTooLong { .. } | E::MaxLengthExceeded | E::ProxyOutOfReach(_) => {
-                (StatusCode::BAD_REQUEST, None)
-            }
+            E::TimeoutNotPositive
+            | E::TimeoutTooLong { .. }
+            | E::MaxLengthExceeded
+            | E::ProxyOutOfReach(_) => (StatusCode::BAD_REQUEST, None),
             E::TooManyRunning { .. } => (StatusCode::TOO_MANY_REQUESTS, None),
             // Not 503: SDKs would repeat the request, and room does not appear by waiting.
             E::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, Some("sandbox_capacity_unavailable")),

@@ -102,7 +102,8 @@ impl Actor {
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         let (connector, lifecycle_id) = (machine.connector(), self.lifecycle_id.clone());
         let telling = async move {
-            if let Err(error) = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, None).await {
+            if let Err(error) = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, None).await
+            {
                 tracing::warn!(error = chain(&error), "the clock is behind after a snapshot");
             }
         };
