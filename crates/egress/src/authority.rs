@@ -21,6 +21,8 @@ use crate::error::AuthorityError;
 
 /// Whose certificate it is; the same on every node, because clients may look it up by its subject
 /// (`torpor_envd_api::http::CA_LINK_NAME`).
+/// Longest common name a certificate may have, in bytes. Names are ASCII.
+const MAX_COMMON_NAME_BYTES: usize = 64;
 const SUBJECT: &str = "Torpor egress proxy";
 /// How long an authority lives: longer than anybody's snapshots.
 const AUTHORITY_LIFE: Duration = Duration::days(3650);
@@ -102,16 +104,22 @@ impl Authority {
 
     fn issue(&self, name: &DomainName, now: OffsetDateTime) -> Result<CertifiedKey, AuthorityError> {
         let failed = |error: &dyn fmt::Display| AuthorityError::new("used", error);
-        let mut params = CertificateParams::new(vec![name.to_string()]).map_err(|e| failed(&e))?;
-        (params.not_before, params.not_after) = (now - BACKDATED, now + CERTIFICATE_LIFE);
-        params.distinguished_name = named(SUBJECT);
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&self.key, &self.issuer).map_err(|e| failed(&e))?;
+        let certificate = self.signed(name, now)?;
         let key = PrivateKeyDer::try_from(self.key.serialize_der()).map_err(|e| failed(&e))?;
         let key = rustls::crypto::ring::sign::any_supported_type(&key).map_err(|e| failed(&e))?;
         Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
+    }
+
+    fn signed(&self, name: &DomainName, now: OffsetDateTime) -> Result<rcgen::Certificate, AuthorityError> {
+        let failed = |error: &dyn fmt::Display| AuthorityError::new("used", error);
+        let mut params = CertificateParams::new(vec![name.to_string()]).map_err(|e| failed(&e))?;
+        (params.not_before, params.not_after) = (now - BACKDATED, now + CERTIFICATE_LIFE);
+        // Another one than the authority's: OpenSSL takes a certificate that names itself as its issuer for one.
+        params.distinguished_name = named(&name.as_str()[..name.as_str().len().min(MAX_COMMON_NAME_BYTES)]);
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.signed_by(&self.key, &self.issuer).map_err(|e| failed(&e))
     }
 }
 
@@ -145,21 +153,44 @@ mod tests {
         Authority::from_pem(&Authority::generate().unwrap()).unwrap()
     }
 
-    #[test]
-    fn the_link_name_is_the_one_openssl_looks_for() {
+    fn openssl(arguments: &[&str], input: &str) -> String {
         use std::io::Write as _;
         let mut openssl = Command::new("openssl")
-            .args(["x509", "-noout", "-subject_hash"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        openssl.stdin.take().unwrap().write_all(authority().certificate_pem().as_bytes()).unwrap();
+        openssl.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = openssl.wait_with_output().unwrap();
-        assert_eq!(
-            format!("{}.0", String::from_utf8(output.stdout).unwrap().trim()),
-            torpor_envd_api::http::CA_LINK_NAME
-        );
+        assert!(output.status.success(), "openssl {arguments:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn the_link_name_is_the_one_openssl_looks_for() {
+        let hash = openssl(&["x509", "-noout", "-subject_hash"], authority().certificate_pem());
+        assert_eq!(format!("{hash}.0"), torpor_envd_api::http::CA_LINK_NAME);
+    }
+
+    #[test]
+    fn openssl_accepts_what_the_authority_signs_however_long_the_name() {
+        let authority = authority();
+        let roots = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(roots.path(), authority.certificate_pem()).unwrap();
+        let long = format!("{0}.{0}.example.com", "a".repeat(60));
+        for name in ["api.example.com", &long] {
+            let params = authority.signed(&name.parse().unwrap(), OffsetDateTime::now_utc()).unwrap();
+            let verify = [
+                "verify",
+                "-x509_strict",
+                "-verify_hostname",
+                name,
+                "-CAfile",
+                roots.path().to_str().unwrap(),
+            ];
+            openssl(&verify, &params.pem());
+        }
     }
 
     #[test]

@@ -103,11 +103,15 @@ impl Connections {
             if egress.rules.is_empty() {
                 return Ok(Way { server, decision, opening });
             }
+            // Looking, unlike waiting for readiness, is never over before there is something to see.
+            let mut first = ([0; 1], [0; 1]);
             tokio::select! {
-                readable = client.stream.readable() => readable?,
-                readable = server.readable() => {
+                looked = client.stream.peek(&mut first.0) => {
+                    looked?;
+                }
+                looked = server.peek(&mut first.1) => {
                     // The server speaks first: not HTTP.
-                    readable?;
+                    looked?;
                     return Ok(Way { server, decision, opening });
                 }
             }

@@ -153,9 +153,8 @@ fn detour_rules(policy: &EgressPolicy, resolver: Option<Ipv4Addr>, reach: &Reach
     if !policy.inspect_allowed && !policy.inspect_denied {
         return rules;
     }
-    let to_proxy = format!("dnat ip to {GATEWAY_ADDRESS}:{PROXY_PORT}");
+    let to_proxy = format!("meta l4proto tcp dnat ip to {GATEWAY_ADDRESS}:{PROXY_PORT}");
     let verdict = |inspect| if inspect { to_proxy.as_str() } else { "return" };
-    rules.push("meta l4proto != tcp return".to_owned());
     rules.push(format!("{} return", reach.beyond()));
     if let NameService::Only(servers) = &policy.names {
         rules.extend(servers.iter().map(|server| format!("ip daddr {server} tcp dport 53 return")));
