@@ -2,6 +2,7 @@
 
 use http::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 
+use crate::access::TRAFFIC_TOKEN_HEADER;
 use crate::serve::ClientConnection;
 
 /// Headers that speak of one connection and must not travel to the next (RFC 9110, section 7.6.1).
@@ -40,19 +41,29 @@ pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
 }
 
-/// Makes the headers of a client's request those of the request to the sandbox.
-pub(crate) fn prepare_request(headers: &mut HeaderMap, host: Option<&str>, client: Option<ClientConnection>) {
+/// Makes the headers of a client's request those of the request to the sandbox. `host` is the name the client used,
+/// `mask` the one the program is to see instead.
+pub(crate) fn prepare_request(
+    headers: &mut HeaderMap,
+    host: Option<&str>,
+    mask: Option<&str>,
+    client: Option<ClientConnection>,
+) {
     let upgrade = upgrade_of(headers);
     strip_hop_by_hop(headers);
     // The server in front has answered "100 Continue" itself by the time the body is read.
     headers.remove(EXPECT);
+    headers.remove(TRAFFIC_TOKEN_HEADER);
     if let Some(protocol) = upgrade {
         set_upgrade(headers, protocol);
     }
-    let host = host.and_then(|host| HeaderValue::from_str(host).ok());
-    if let Some(host) = host {
+    let value = |text: &str| HeaderValue::from_str(text).ok();
+    if let Some(host) = host.and_then(value) {
         headers.entry("x-forwarded-host").or_insert_with(|| host.clone());
         headers.insert(HOST, host);
+    }
+    if let Some(mask) = mask.and_then(value) {
+        headers.insert(HOST, mask);
     }
     let encrypted = client.is_some_and(|client| client.encrypted);
     let scheme = HeaderValue::from_static(if encrypted { "https" } else { "http" });
@@ -93,9 +104,10 @@ mod tests {
             ("x-once", "1"),
             ("expect", "100-continue"),
             ("x-access-token", "secret"),
+            ("e2b-traffic-access-token", "for the gateway"),
             ("host", "8000-iabc.example.org"),
         ]);
-        prepare_request(&mut headers, Some("8000-iabc.example.org"), client());
+        prepare_request(&mut headers, Some("8000-iabc.example.org"), None, client());
         let expected = map(&[
             ("x-access-token", "secret"),
             ("host", "8000-iabc.example.org"),
@@ -114,11 +126,19 @@ mod tests {
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-proto", "https"),
         ]);
-        prepare_request(&mut headers, Some("a.example.org"), client());
+        prepare_request(&mut headers, Some("a.example.org"), None, client());
         assert_eq!(headers["connection"], "upgrade");
         assert_eq!(headers["upgrade"], "websocket");
         assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 192.0.2.1");
         assert_eq!(headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn a_masked_host_is_what_the_program_sees_and_the_clients_is_still_told() {
+        let mut headers = map(&[("host", "8000-iabc.example.org")]);
+        prepare_request(&mut headers, Some("8000-iabc.example.org"), Some("localhost:8000"), client());
+        assert_eq!(headers["host"], "localhost:8000");
+        assert_eq!(headers["x-forwarded-host"], "8000-iabc.example.org");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! One listening port serves two worlds. The *control plane* is the REST API; *sandbox traffic* is everything meant
 //! for a port inside a sandbox, be it the agent (port 49983) or a program of the user. [`route`](route()) tells them
 //! apart, by host name (`{port}-{id}.{domain}`) or by the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port`, and is a
-//! pure function. [`Gateway`] carries sandbox traffic: it asks a [`Resolve`] for the sandbox's [`Upstream`] and
-//! streams both ways without buffering, upgrades (WebSocket) included.
+//! pure function. [`Gateway`] carries sandbox traffic: it asks a [`Resolve`] who may reach the sandbox ([`Access`]) and
+//! then for the sandbox's [`Upstream`], which may mean to resume it, and streams both ways without buffering, upgrades
+//! (WebSocket) included.
 //!
 //! An upstream belongs to one *run* of a sandbox, from resume to pause. It holds the keep-alive connections to every
 //! port of that sandbox and a token that is cancelled the moment the sandbox stops: every connection is then cut,
@@ -16,15 +17,18 @@
 //! thread model of its own. What is hard (HTTP framing, connection pooling, retrying a request that a stale pooled
 //! connection never sent) is hyper-util's client; what is here is routing, headers and error bodies.
 
+mod access;
 mod body;
 mod front;
 mod headers;
+mod page;
 mod proxy;
 mod refusal;
 mod route;
 mod serve;
 mod upstream;
 
+pub use access::{Access, MayResume, SignedFile, TRAFFIC_TOKEN_HEADER};
 pub use body::{Body, BoxError};
 pub use front::Front;
 pub use proxy::{Gateway, Resolve};

@@ -16,9 +16,11 @@ use percent_encoding::percent_decode_str;
 use torpor_types::SandboxId;
 use tracing::{Instrument, debug};
 
+use crate::access::{Access, MayResume, SignedFile};
 use crate::body::{Body, BoxError, boxed, empty};
 use crate::headers::{prepare_request, set_upgrade, strip_hop_by_hop, upgrade_of};
-use crate::refusal::{Asked, Refusal, is_browser};
+use crate::page::is_browser;
+use crate::refusal::{Asked, Refusal};
 use crate::route::{AGENT_PORT, Target, route};
 use crate::serve::ClientConnection;
 use crate::upstream::Upstream;
@@ -28,9 +30,19 @@ const RESERVED: &[&str] = &["init", "freeze", "unfreeze", "collapse", "fsfreeze"
 
 /// Knows the way to sandboxes.
 pub trait Resolve: Send + Sync + 'static {
+    /// Who may reach a sandbox, running or paused; `None` if there is none of that id.
+    fn access(&self, id: &SandboxId) -> Option<Access>;
+
     /// The way to a sandbox's present run, or why there is none. An implementation may wait for a moment (a resume
-    /// under way) or start one.
-    fn resolve(&self, id: &SandboxId) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
+    /// under way), and may start a resume for a request that has shown that it [may](MayResume).
+    fn resolve(
+        &self,
+        id: &SandboxId,
+        may_resume: MayResume,
+    ) -> impl Future<Output = Result<Upstream, Refusal>> + Send;
+
+    /// The sandbox whose agent's token signed a URL that names no sandbox.
+    fn signer(&self, file: &SignedFile) -> Option<SandboxId>;
 }
 
 /// Carries requests to sandboxes. Cheap to clone.
@@ -60,22 +72,32 @@ impl<R: Resolve> Gateway<R> {
         B::Error: Into<BoxError>,
     {
         let host = host_of(&request);
-        match route(host.as_deref(), request.headers(), request.uri().path()) {
-            Target::Api => Err(request),
+        let as_page = is_browser(request.headers());
+        let (id, port) = match route(host.as_deref(), request.headers(), request.uri().path()) {
+            Target::Sandbox { id, port } => (id, port),
             Target::Malformed(reason) => {
-                let asked = Asked { as_page: is_browser(request.headers()), ..Asked::default() };
-                Ok(Refusal::Malformed(reason).into_response(&asked))
+                let asked = Asked { as_page, ..Asked::default() };
+                return Ok(Refusal::Malformed(reason).into_response(&asked));
             }
-            Target::Sandbox { id, port } => {
-                let asked = Asked { id: Some(&id), port: Some(port), as_page: is_browser(request.headers()) };
-                let span = tracing::debug_span!("proxy", sandbox = %id, port, path = request.uri().path());
-                let answer = self.carry(&id, port, host, request.map(boxed)).instrument(span).await;
-                Ok(answer.unwrap_or_else(|refusal| {
-                    debug!(sandbox = %id, port, %refusal, "refused");
-                    refusal.into_response(&asked)
-                }))
-            }
-        }
+            // The API has no files: a signed URL is for the sandbox that can have signed it.
+            Target::Api => match SignedFile::of(request.method(), request.uri()) {
+                None => return Err(request),
+                Some(file) => match self.resolver.signer(&file) {
+                    Some(id) => (id, AGENT_PORT),
+                    None => {
+                        let refusal = Refusal::Unauthorized("invalid signature".to_owned());
+                        return Ok(refusal.into_response(&Asked { as_page, ..Asked::default() }));
+                    }
+                },
+            },
+        };
+        let asked = Asked { id: Some(&id), port: Some(port), as_page };
+        let span = tracing::debug_span!("proxy", sandbox = %id, port, path = request.uri().path());
+        let answer = self.carry(&id, port, host, request.map(boxed)).instrument(span).await;
+        Ok(answer.unwrap_or_else(|refusal| {
+            debug!(sandbox = %id, port, %refusal, "refused");
+            refusal.into_response(&asked)
+        }))
     }
 
     async fn carry(
@@ -91,11 +113,13 @@ impl<R: Resolve> Gateway<R> {
         if request.method() == Method::CONNECT {
             return Err(Refusal::Malformed("sandboxes are no CONNECT proxies".to_owned()));
         }
-        let upstream = self.resolver.resolve(id).await?;
+        let access = self.resolver.access(id).ok_or(Refusal::NotFound)?;
+        let may_resume = access.check(port, &request)?;
+        let upstream = self.resolver.resolve(id, may_resume).await?;
         let client = request.extensions().get::<ClientConnection>().copied();
         let wants_upgrade = upgrade_of(request.headers()).is_some();
         let client_side = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
-        prepare_request(request.headers_mut(), host.as_deref(), client);
+        prepare_request(request.headers_mut(), host.as_deref(), access.masked_host(port).as_deref(), client);
         *request.uri_mut() = uri_in_sandbox(port, request.uri());
         *request.version_mut() = Version::HTTP_11;
         request.extensions_mut().clear();

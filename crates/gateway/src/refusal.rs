@@ -3,26 +3,46 @@
 //! SDKs act on these: `502` with "The sandbox was not found" is how they tell a stopped sandbox from one that
 //! answers. Programs get JSON; a browser gets a small page that says the same.
 
-use http::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, USER_AGENT};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use torpor_types::SandboxId;
 
 use crate::body::{Body, full};
+use crate::page::page;
 
 /// The gateway does not carry a request to the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The sandbox does not exist, was killed, or is paused: 502.
+    /// The sandbox does not exist or was killed: 502.
     #[error("The sandbox was not found")]
     NotFound,
-    /// The sandbox is being paused or resumed: 409.
-    #[error("The sandbox is being paused or resumed; try again in a moment")]
+    /// The sandbox is paused and traffic does not resume it: 502. To programs it says what it says of one that does not
+    /// exist, which is what SDKs expect.
+    #[error("The sandbox was not found")]
+    Paused,
+    /// The sandbox is being paused or resumed, and that takes long: 409.
+    #[error("The sandbox is still transitioning. Try again in a moment.")]
     Transitioning,
-    /// The caller may not reach this sandbox: 403, with the reason.
+    /// The sandbox has no public traffic, and the request no token: 403.
+    #[error(
+        "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"
+    )]
+    TrafficTokenMissing,
+    /// The sandbox has no public traffic, and the request another token: 403.
+    #[error(
+        "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid"
+    )]
+    TrafficTokenInvalid,
+    /// The sandbox is paused, and the request has not shown what is needed to resume it: 403.
+    #[error(
+        "This sandbox can't be resumed with the credentials provided. Check your access token and try again."
+    )]
+    MayNotResume,
+    /// The URL's signature is nobody's: 401, with the reason.
     #[error("{0}")]
-    Forbidden(String),
+    Unauthorized(String),
     /// A limit is reached: 429, with the reason.
     #[error("{0}")]
     Limited(String),
@@ -65,9 +85,14 @@ impl Refusal {
     /// The HTTP status it is answered with.
     pub fn status(&self) -> StatusCode {
         match self {
-            Refusal::NotFound | Refusal::PortClosed | Refusal::Broken(_) => StatusCode::BAD_GATEWAY,
+            Refusal::NotFound | Refusal::Paused | Refusal::PortClosed | Refusal::Broken(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             Refusal::Transitioning => StatusCode::CONFLICT,
-            Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
+            Refusal::TrafficTokenMissing | Refusal::TrafficTokenInvalid | Refusal::MayNotResume => {
+                StatusCode::FORBIDDEN
+            }
+            Refusal::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Refusal::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Malformed(_) => StatusCode::BAD_REQUEST,
             Refusal::Reserved => StatusCode::NOT_FOUND,
@@ -76,7 +101,7 @@ impl Refusal {
 
     pub(crate) fn into_response(self, asked: &Asked<'_>) -> Response<Body> {
         let (content_type, text) = if asked.as_page {
-            ("text/html; charset=utf-8", self.page(asked))
+            ("text/html; charset=utf-8", page(&self, asked))
         } else {
             ("application/json", self.json(asked))
         };
@@ -99,49 +124,6 @@ impl Refusal {
         };
         serde_json::to_string(&body).unwrap_or_default()
     }
-
-    fn page(&self, asked: &Asked<'_>) -> String {
-        let status = self.status();
-        let advice = match self {
-            Refusal::NotFound => {
-                "It may be paused, killed, or past its timeout. Resume or create it, then reload."
-            }
-            Refusal::Transitioning | Refusal::Limited(_) => "Reload in a moment.",
-            Refusal::PortClosed => "Start a server inside the sandbox on this port, then reload.",
-            Refusal::Broken(_) => "Look at the output of the program behind this port, then reload.",
-            Refusal::Forbidden(_) | Refusal::Malformed(_) | Refusal::Reserved => "",
-        };
-        let place = match (asked.id, asked.port) {
-            (Some(id), Some(port)) => format!("sandbox <code>{id}</code>, port <code>{port}</code>"),
-            (Some(id), None) => format!("sandbox <code>{id}</code>"),
-            _ => String::new(),
-        };
-        format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{code} {message}</title>\n\
-             <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36em;margin:20vh auto;padding:0 1em;\
-             color:#222;background:#fff}}code{{background:#eee;padding:0 .3em}}\
-             @media(prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}code{{background:#333}}}}\
-             </style></head>\n<body><h1>{message}</h1><p>{place}</p><p>{advice}</p><p><small>{code}</small></p>\
-             </body></html>\n",
-            code = status.as_u16(),
-            message = escape(&self.to_string()),
-        )
-    }
-}
-
-/// Whether the client is a browser showing a page, which is told apart by what it accepts and what it calls itself.
-pub(crate) fn is_browser(headers: &HeaderMap) -> bool {
-    let holds = |name, text: &str| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-            .is_some_and(|v| v.contains(text))
-    };
-    holds(ACCEPT, "text/html") && holds(USER_AGENT, "Mozilla/")
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -154,8 +136,12 @@ mod tests {
         let asked = Asked { id: Some(&id), port: Some(8000), as_page: false };
         let all = [
             Refusal::NotFound,
+            Refusal::Paused,
             Refusal::Transitioning,
-            Refusal::Forbidden("The traffic access token is missing".to_owned()),
+            Refusal::TrafficTokenMissing,
+            Refusal::TrafficTokenInvalid,
+            Refusal::MayNotResume,
+            Refusal::Unauthorized("invalid signature".to_owned()),
             Refusal::Limited("Too many connections".to_owned()),
             Refusal::PortClosed,
             Refusal::Broken("the program closed the connection".to_owned()),
@@ -163,13 +149,5 @@ mod tests {
             Refusal::Reserved,
         ];
         insta::assert_snapshot!(all.map(|refusal| refusal.json(&asked)).join("\n"));
-    }
-
-    #[test]
-    fn a_browser_gets_a_page_without_anything_of_the_request_unescaped() {
-        let id = "iabc".parse().unwrap();
-        let asked = Asked { id: Some(&id), port: Some(8000), as_page: true };
-        insta::assert_snapshot!(Refusal::Malformed("<script>".to_owned()).page(&asked));
-        insta::assert_snapshot!(Refusal::PortClosed.page(&asked));
     }
 }

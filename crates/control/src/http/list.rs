@@ -253,6 +253,7 @@ mod tests {
             shape: Shape { vcpus: 1, memory_mib: 512, disk_mib: 8192 },
             envd_version: "0.6.13".to_owned(),
             access_token: None,
+            traffic_token: None,
             metadata: BTreeMap::from([("number".to_owned(), number.to_string())]),
             on_timeout: OnTimeout::Kill,
             filesystem_only: false,

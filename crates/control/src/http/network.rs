@@ -1,5 +1,6 @@
 //! `network` of a sandbox on the wire: `SandboxNetworkConfig` of protocol section 1.1.
 
+use axum::http::uri::Authority;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use torpor_types::{Ingress, NetworkConfig};
@@ -36,15 +37,25 @@ impl Network {
     /// Checks it. What this server cannot do yet is refused, not ignored: a client that asks for a firewall rule must
     /// not believe that it has one.
     pub(super) fn into_config(self, allow_internet: bool) -> Result<NetworkConfig, ApiError> {
-        let unsupported = [
-            ("allowPublicTraffic", self.allow_public_traffic == Some(false)),
-            ("maskRequestHost", self.mask_request_host.is_some()),
-            ("httpsPorts", !is_nothing(&self.https_ports)),
-        ];
-        if let Some((name, _)) = unsupported.iter().find(|(_, asked)| *asked) {
-            return Err(ApiError::bad_request(format!("network.{name} is not supported by this server yet")));
+        if !is_nothing(&self.https_ports) {
+            return Err(ApiError::bad_request("network.httpsPorts is not supported by this server yet"));
         }
-        Ok(NetworkConfig { ingress: Ingress::default(), egress: self.egress.into_egress(allow_internet)? })
+        Ok(NetworkConfig { ingress: self.ingress()?, egress: self.egress.into_egress(allow_internet)? })
+    }
+
+    fn ingress(&self) -> Result<Ingress, ApiError> {
+        let mask = self.mask_request_host.clone().filter(|mask| !mask.is_empty());
+        if let Some(mask) = &mask
+            && !is_host(&mask.replace("${PORT}", "65535"))
+        {
+            return Err(ApiError::bad_request(format!(
+                "network.maskRequestHost: '{mask}' is not a host name with or without a port, such as localhost:${{PORT}}"
+            )));
+        }
+        Ok(Ingress {
+            allow_public_traffic: self.allow_public_traffic.unwrap_or(true),
+            mask_request_host: mask,
+        })
     }
 }
 
@@ -58,5 +69,49 @@ impl NetworkDetail {
             mask_request_host: config.ingress.mask_request_host.clone(),
             egress: EgressJson::from(&config.egress),
         })
+    }
+}
+
+/// Whether a text can be a `Host` header.
+fn is_host(text: &str) -> bool {
+    text.parse::<Authority>().is_ok_and(|host| !host.as_str().contains('@') && !host.host().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn ingress(network: Value) -> Result<Ingress, ApiError> {
+        let network: Network = serde_json::from_value(network).unwrap();
+        network.into_config(true).map(|config| config.ingress)
+    }
+
+    #[test]
+    fn silence_means_public_traffic_and_the_clients_own_host() {
+        assert_eq!(ingress(json!({})).unwrap(), Ingress::default());
+        let asked =
+            ingress(json!({"allowPublicTraffic": false, "maskRequestHost": "localhost:${PORT}"})).unwrap();
+        assert!(!asked.allow_public_traffic);
+        assert_eq!(asked.mask_request_host.as_deref(), Some("localhost:${PORT}"));
+    }
+
+    #[test]
+    fn a_mask_that_is_no_host_is_refused() {
+        for wrong in ["a b", "http://localhost", "user@host", "localhost:${PORT}0", "${HOST}", "a/b", ":80"] {
+            assert!(ingress(json!({ "maskRequestHost": wrong })).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_mask_that_is_accepted_can_be_sent(mask in "\\PC{0,20}(\\$\\{PORT\\})?", port in 1u16..) {
+            let Ok(Ingress { mask_request_host: Some(mask), .. }) = ingress(json!({ "maskRequestHost": mask })) else {
+                return Ok(());
+            };
+            prop_assert!(axum::http::HeaderValue::from_str(&mask.replace("${PORT}", &port.to_string())).is_ok());
+        }
     }
 }

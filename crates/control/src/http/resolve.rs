@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use torpor_gateway::{Refusal, Resolve, Upstream};
+use torpor_gateway::{Access, MayResume, Refusal, Resolve, SignedFile, Upstream};
 use torpor_types::SandboxId;
 
-use crate::lifecycle::{LifecycleError, Sandboxes};
+use crate::lifecycle::{LifecycleError, Route, Sandboxes};
 
 /// Routes to running sandboxes. Keeps one [`Upstream`], and with it the connections, for each run of a sandbox, and
 /// forgets it when the run ends.
@@ -25,9 +25,33 @@ impl Routes {
     }
 }
 
+impl Routes {
+    /// Where the traffic goes, after a resume if it is to cause one.
+    async fn route(&self, id: &SandboxId, may_resume: MayResume) -> Result<Route, Refusal> {
+        match self.sandboxes.route(id).await {
+            Err(LifecycleError::Paused(_)) if self.sandboxes.resumes_on_traffic(id) => match may_resume {
+                MayResume::No => Err(Refusal::MayNotResume),
+                MayResume::Yes => {
+                    self.sandboxes.wake(id).await.map_err(refusal)?;
+                    self.sandboxes.route(id).await.map_err(refusal)
+                }
+            },
+            found => found.map_err(refusal),
+        }
+    }
+}
+
 impl Resolve for Routes {
-    async fn resolve(&self, id: &SandboxId) -> Result<Upstream, Refusal> {
-        let route = self.sandboxes.route(id).await.map_err(refusal)?;
+    fn access(&self, id: &SandboxId) -> Option<Access> {
+        self.sandboxes.access(id)
+    }
+
+    fn signer(&self, file: &SignedFile) -> Option<SandboxId> {
+        self.sandboxes.find_by_access_token(|token| file.is_by(token))
+    }
+
+    async fn resolve(&self, id: &SandboxId, may_resume: MayResume) -> Result<Upstream, Refusal> {
+        let route = self.route(id, may_resume).await?;
         let mut upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = upstreams.get(id).filter(|known| !known.is_closed()) {
             return Ok(known.clone());
@@ -56,7 +80,8 @@ impl Resolve for Routes {
 fn refusal(error: LifecycleError) -> Refusal {
     use LifecycleError as E;
     match error {
-        E::NotFound(_) | E::Paused(_) | E::AlreadyPaused(_) | E::NotRunning(_) => Refusal::NotFound,
+        E::NotFound(_) | E::NotRunning(_) => Refusal::NotFound,
+        E::Paused(_) | E::AlreadyPaused(_) => Refusal::Paused,
         E::InTransition(_) | E::AlreadyRunning(_) => Refusal::Transitioning,
         E::TooManyRunning { .. } => Refusal::Limited(error.to_string()),
         E::TemplateNotFound { .. }

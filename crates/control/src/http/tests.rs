@@ -70,6 +70,7 @@ impl Lifecycle for Pretended {
             shape: Shape { vcpus: 1, memory_mib: 512, disk_mib: 8192 },
             envd_version: "0.6.13".to_owned(),
             access_token: asked.secure.then(|| "token".to_owned()),
+            traffic_token: (!asked.network.ingress.allow_public_traffic).then(|| "traffic".to_owned()),
             metadata: asked.metadata,
             on_timeout: asked.on_timeout,
             filesystem_only: false,

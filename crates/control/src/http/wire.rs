@@ -88,6 +88,8 @@ pub(super) struct Sandbox {
     alias: String,
     #[serde(rename = "envdAccessToken", skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
+    #[serde(rename = "trafficAccessToken", skip_serializing_if = "Option::is_none")]
+    traffic_access_token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     domain: Option<String>,
 }
@@ -193,8 +195,14 @@ impl NewSandbox {
     /// Checks the request and fills in what was not said. What this server cannot do yet is refused, not ignored: a
     /// client that asks for a firewall rule must not believe that it has one.
     pub(super) fn into_create(self, version: CreateVersion) -> Result<CreateSandbox, ApiError> {
+        let secure = version == CreateVersion::V2 || self.secure.unwrap_or(false);
         let allow_internet = self.allow_internet_access.unwrap_or(true);
         let network = self.network.unwrap_or_default().into_config(allow_internet)?;
+        if !network.ingress.allow_public_traffic && !secure {
+            return Err(ApiError::bad_request(
+                "network.allowPublicTraffic=false needs a secured sandbox: send secure=true, or leave it out",
+            ));
+        }
         for (name, value) in [("mcp", &self.mcp), ("iam", &self.iam), ("volumeMounts", &self.volume_mounts)] {
             if value.as_ref().is_some_and(|value| !is_nothing(value)) {
                 return Err(ApiError::bad_request(format!("{name} is not supported by this server yet")));
@@ -229,7 +237,7 @@ impl NewSandbox {
             on_timeout: on_timeout(auto_pause),
             keep_memory_on_timeout,
             auto_resume,
-            secure: version == CreateVersion::V2 || self.secure.unwrap_or(false),
+            secure,
             allow_internet,
             network,
             metadata: self.metadata.unwrap_or_default(),
@@ -263,6 +271,7 @@ impl Sandbox {
             envd_version: view.envd_version,
             alias: view.template_name,
             envd_access_token: view.access_token,
+            traffic_access_token: view.traffic_token,
             domain: domain.map(str::to_owned),
         }
     }

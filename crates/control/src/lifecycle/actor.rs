@@ -63,6 +63,10 @@ pub(super) enum Operation {
         must_be_paused: bool,
         reply: Reply<(SandboxView, Connected)>,
     },
+    /// Traffic for a sandbox that it resumes.
+    Wake {
+        reply: Reply<()>,
+    },
     SetTimeout {
         timeout_s: i64,
         reply: Reply<()>,
@@ -252,6 +256,7 @@ impl Actor {
                 let outcome = self.resume_or_join(arrived, timeout_s, on_timeout, must_be_paused).await;
                 answer(reply, outcome.map(|how| (self.status.borrow().view(&self.node), how)));
             }
+            Operation::Wake { reply } => answer(reply, self.wake(arrived).await),
             Operation::SetTimeout { timeout_s, reply } => {
                 answer(reply, self.set_timeout(timeout_s).await);
             }

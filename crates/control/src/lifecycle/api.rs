@@ -92,6 +92,8 @@ pub struct SandboxView {
     pub envd_version: String,
     /// The token its agent demands; `None` for a sandbox created without `secure`.
     pub access_token: Option<String>,
+    /// The token requests to its ports have to show; `None` if it has public traffic.
+    pub traffic_token: Option<String>,
     /// As given at creation.
     pub metadata: BTreeMap<String, String>,
     /// What happens at the deadline.

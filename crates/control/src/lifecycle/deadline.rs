@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::api::LifecycleError;
+use super::api::{DEFAULT_TIMEOUT_S, LifecycleError};
 use crate::registry::SandboxRecord;
 
 /// Seconds that `refresh` grants at least.
@@ -55,6 +55,12 @@ pub(super) fn refresh(record: &SandboxRecord, now: Timestamp, duration_s: i64, m
     extend(record, now, duration_s.max(REFRESH_MINIMUM_S), max_s)
 }
 
+/// How long a sandbox lives that traffic resumed: as long as its creator gave it, at least the usual time, never longer
+/// than `max_s`.
+pub(super) fn resumed_by_traffic_s(record: &SandboxRecord, max_s: i64) -> i64 {
+    record.initial_timeout_s.max(DEFAULT_TIMEOUT_S).min(max_s)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -78,6 +84,7 @@ mod tests {
             keep_memory_on_timeout: true,
             filesystem_only: false,
             auto_resume: false,
+            initial_timeout_s: 0,
             secure: true,
             allow_internet: true,
             network: NetworkConfig::default(),
@@ -126,6 +133,18 @@ mod tests {
         let late = moment(DAY_S);
         assert!(matches!(set(&record, late, 1, DAY_S), Err(LifecycleError::MaxLengthExceeded)));
         assert_eq!(set(&record, late, 0, DAY_S).unwrap(), late);
+    }
+
+    #[test]
+    fn traffic_gives_a_sandbox_its_first_timeout_and_at_least_five_minutes() {
+        let resumed = |initial_timeout_s, max_s| {
+            let record = SandboxRecord { initial_timeout_s, ..record(moment(0), moment(300)) };
+            resumed_by_traffic_s(&record, max_s)
+        };
+        assert_eq!(resumed(15, DAY_S), 300);
+        assert_eq!(resumed(3600, DAY_S), 3600);
+        assert_eq!(resumed(7200, 3600), 3600);
+        assert_eq!(resumed(0, DAY_S), 300);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
+use torpor_gateway::Access;
 use torpor_network::Connector;
 use torpor_types::{Egress, SandboxId, TeamId};
 use tracing::Instrument;
@@ -268,8 +269,8 @@ impl Sandboxes {
     /// guards it). Waits while the sandbox changes its state.
     ///
     /// # Errors
-    /// [`LifecycleError::NotFound`] for paused, killed and unknown ones, [`LifecycleError::InTransition`] when the
-    /// change takes too long.
+    /// [`LifecycleError::Paused`], [`LifecycleError::NotFound`] for killed and unknown ones,
+    /// [`LifecycleError::InTransition`] when the change takes too long.
     pub async fn route(&self, id: &SandboxId) -> Result<Route, LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.clone());
         let mut entry = self.find(id).ok_or_else(not_found)?;
@@ -277,8 +278,50 @@ impl Sandboxes {
         match tokio::time::timeout(TRANSITION_LIMIT, settled).await {
             Err(_) => Err(LifecycleError::InTransition(id.clone())),
             Ok(Err(_)) => Err(not_found()),
-            Ok(Ok(status)) => status.route.clone().ok_or_else(not_found),
+            Ok(Ok(status)) if status.gone => Err(not_found()),
+            Ok(Ok(status)) => match (&status.route, status.row.state) {
+                (Some(route), _) => Ok(route.clone()),
+                (None, StoredState::Paused) => Err(LifecycleError::Paused(id.clone())),
+                (None, _) => Err(not_found()),
+            },
         }
+    }
+
+    /// Resumes a paused sandbox on behalf of traffic. Any number of simultaneous calls lead to one resume.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Paused`] if traffic does not resume it, [`LifecycleError::NotFound`],
+    /// [`LifecycleError::Failed`] (it is paused as before).
+    pub async fn wake(&self, id: &SandboxId) -> Result<(), LifecycleError> {
+        let entry = self.find(id).ok_or_else(|| LifecycleError::NotFound(id.clone()))?;
+        if !entry.status.borrow().resumes_on_traffic() {
+            return Err(LifecycleError::Paused(id.clone()));
+        }
+        Self::ask_entry(&entry, id, |reply| Operation::Wake { reply }).await
+    }
+
+    /// Who may reach the sandbox, for the gateway; `None` if there is none.
+    pub fn access(&self, id: &SandboxId) -> Option<Access> {
+        let entry = self.find(id)?;
+        let status = entry.status.borrow();
+        (!status.gone).then(|| Access {
+            traffic_token: self.inner.node.traffic_token(&status.row),
+            agent_token: self.inner.node.access_token(&status.row),
+            mask_request_host: status.row.record.network.ingress.mask_request_host.clone(),
+        })
+    }
+
+    /// Whether traffic resumes the sandbox when it is paused.
+    pub fn resumes_on_traffic(&self, id: &SandboxId) -> bool {
+        self.find(id).is_some_and(|entry| entry.status.borrow().resumes_on_traffic())
+    }
+
+    /// The sandbox whose access token fulfils a condition.
+    pub fn find_by_access_token(&self, is_it: impl Fn(&str) -> bool) -> Option<SandboxId> {
+        let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut rows = entries.values().map(|entry| entry.status.borrow().row.clone());
+        let row = rows.find(|row| self.inner.node.access_token(row).is_some_and(|token| is_it(&token)))?;
+        Some(row.id.clone())
     }
 
     /// The last lines of the guest's console (at most 64 KiB); empty while it is paused and saved.
@@ -312,7 +355,14 @@ impl Sandboxes {
         id: &SandboxId,
         operation: impl FnOnce(oneshot::Sender<Result<T, LifecycleError>>) -> Operation,
     ) -> Result<T, LifecycleError> {
-        let entry = self.entry(team, id)?;
+        Self::ask_entry(&self.entry(team, id)?, id, operation).await
+    }
+
+    async fn ask_entry<T>(
+        entry: &Entry,
+        id: &SandboxId,
+        operation: impl FnOnce(oneshot::Sender<Result<T, LifecycleError>>) -> Operation,
+    ) -> Result<T, LifecycleError> {
         let (reply, answer) = oneshot::channel();
         let command =
             Command { arrived: Instant::now(), span: tracing::Span::current(), operation: operation(reply) };
@@ -325,6 +375,11 @@ impl Sandboxes {
 // === impl Status ===
 
 impl Status {
+    /// A boot takes too long to be started by a request, so that what was paused without memory waits to be asked.
+    fn resumes_on_traffic(&self) -> bool {
+        self.row.record.auto_resume && !self.row.record.filesystem_only
+    }
+
     fn is_settled(&self) -> bool {
         self.gone
             || match self.row.state {
@@ -362,6 +417,7 @@ impl Status {
             shape: record.shape,
             envd_version: record.envd_version.clone(),
             access_token: node.access_token(&self.row),
+            traffic_token: node.traffic_token(&self.row),
             metadata: record.metadata.clone(),
             on_timeout: if record.pause_on_timeout { OnTimeout::Pause } else { OnTimeout::Kill },
             filesystem_only: record.filesystem_only,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
 use torpor_network::{Network, Reach};
-use torpor_types::{Egress, ProxyAddress, Shape, SnapshotId, TeamId};
+use torpor_types::{Egress, ProxyAddress, SandboxId, Shape, SnapshotId, TeamId};
 use torpor_vault::{MachineFacts, Vault};
 
 use super::api::LifecycleError;
@@ -74,6 +74,7 @@ pub(super) struct Node {
     limits: Limits,
     warm_machines: usize,
     token_key: [u8; 32],
+    traffic_token_key: [u8; 32],
 }
 
 // === impl Node ===
@@ -93,6 +94,7 @@ impl Node {
             outbound,
             reach: options.network.reach().clone(),
             token_key: *blake3::hash(&secret).as_bytes(),
+            traffic_token_key: blake3::derive_key("torpor 2026 traffic access tokens", &secret),
             registry: options.registry,
             bases: Bases::new(options.vault.clone()),
             kernels: Kernels::new(&options.kernels_dir),
@@ -108,10 +110,14 @@ impl Node {
     /// The token clients of the sandbox show to its agent: the same for the sandbox's whole life, another for every
     /// sandbox, and derived rather than stored.
     pub(super) fn access_token(&self, row: &SandboxRow) -> Option<String> {
-        row.record.secure.then(|| {
-            let hash = blake3::keyed_hash(&self.token_key, row.id.as_str().as_bytes());
-            hex::encode(&hash.as_bytes()[..20])
-        })
+        row.record.secure.then(|| derived(&self.token_key, &row.id))
+    }
+
+    /// The token requests to its ports have to show; `None` if everybody may send some. Made like the access token,
+    /// with another key: one tells nothing of the other.
+    pub(super) fn traffic_token(&self, row: &SandboxRow) -> Option<String> {
+        let is_private = !row.record.network.ingress.allow_public_traffic;
+        is_private.then(|| derived(&self.traffic_token_key, &row.id))
     }
 
     /// Refuses what could never work.
@@ -166,6 +172,11 @@ impl Node {
         let snapshots = self.registry.snapshots().await?.into_iter().filter_map(|row| row.snapshot_id);
         Ok(templates.chain(pauses).chain(snapshots).collect())
     }
+}
+
+fn derived(key: &[u8; 32], id: &SandboxId) -> String {
+    let hash = blake3::keyed_hash(key, id.as_str().as_bytes());
+    hex::encode(&hash.as_bytes()[..20])
 }
 
 /// Why memory of a machine like `snapshot` cannot be resumed on a host like `host`; `None` if it can.

@@ -65,6 +65,9 @@ pub struct SandboxRecord {
     pub filesystem_only: bool,
     /// Whether traffic resumes it.
     pub auto_resume: bool,
+    /// Seconds its creator gave it to live; 0 in records of before this was kept.
+    #[serde(default)]
+    pub initial_timeout_s: i64,
     /// Whether its agent demands a token.
     pub secure: bool,
     /// Whether it reaches the internet.

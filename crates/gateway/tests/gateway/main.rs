@@ -3,6 +3,7 @@
 // The lint knows the bodies of tests, not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod https;
 mod proxy;
 mod support;

@@ -14,15 +14,18 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use torpor_gateway::{Front, Gateway, Refusal, Resolve, Transport, Upstream, serve};
+use torpor_gateway::{
+    Access, Front, Gateway, MayResume, Refusal, Resolve, SignedFile, Transport, Upstream, serve,
+};
 use torpor_types::SandboxId;
 
-/// One sandbox, `isandbox`, whose ports are ports of this host's loopback.
+/// One sandbox, `isandbox`, whose ports are ports of this host's loopback; a paused one and a busy one.
 #[derive(Clone)]
 pub(crate) struct Sandbox {
     pub(crate) upstream: Upstream,
     pub(crate) closed: CancellationToken,
     pub(crate) connections: Arc<AtomicUsize>,
+    pub(crate) access: Access,
 }
 
 impl Sandbox {
@@ -34,17 +37,33 @@ impl Sandbox {
             count.fetch_add(1, Ordering::SeqCst);
             TcpStream::connect(("127.0.0.1", port))
         };
-        Self { upstream: Upstream::new(connect, closed.clone()), closed, connections }
+        Self {
+            upstream: Upstream::new(connect, closed.clone()),
+            closed,
+            connections,
+            access: Access::default(),
+        }
     }
 }
 
 impl Resolve for Sandbox {
-    async fn resolve(&self, id: &SandboxId) -> Result<Upstream, Refusal> {
+    fn access(&self, id: &SandboxId) -> Option<Access> {
+        matches!(id.as_str(), "ibusy" | "ipaused" | "isandbox").then(|| self.access.clone())
+    }
+
+    async fn resolve(&self, id: &SandboxId, may_resume: MayResume) -> Result<Upstream, Refusal> {
         match id.as_str() {
             "ibusy" => Err(Refusal::Transitioning),
+            "ipaused" if may_resume == MayResume::Yes => Err(Refusal::Paused),
+            "ipaused" => Err(Refusal::MayNotResume),
             "isandbox" if !self.closed.is_cancelled() => Ok(self.upstream.clone()),
             _ => Err(Refusal::NotFound),
         }
+    }
+
+    fn signer(&self, file: &SignedFile) -> Option<SandboxId> {
+        let token = self.access.agent_token.as_ref()?;
+        file.is_by(token).then(|| "isandbox".parse().unwrap())
     }
 }
 

@@ -39,6 +39,7 @@ pub(in crate::lifecycle) async fn create(
         keep_memory_on_timeout: request.keep_memory_on_timeout,
         filesystem_only: false,
         auto_resume: request.auto_resume,
+        initial_timeout_s: request.timeout_s,
         secure: request.secure,
         allow_internet: request.allow_internet,
         network: request.network,
@@ -68,7 +69,7 @@ pub(in crate::lifecycle) async fn start(
         state: StoredState::Creating,
         machine_id: None,
         snapshot_id: None,
-        record,
+        record: SandboxRecord { initial_timeout_s: timeout_s, ..record },
     };
     // The intent is recorded while the machine is being made: one without the other is cleared away by reconciliation.
     let (recorded, launched) =

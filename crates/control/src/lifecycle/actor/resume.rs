@@ -76,6 +76,15 @@ impl Actor {
         Ok(Connected::Resumed)
     }
 
+    /// Resumes on behalf of traffic. Whoever else asked may have been quicker; then there is nothing left to do.
+    pub(super) async fn wake(&mut self, arrived: Instant) -> Result<(), LifecycleError> {
+        if self.row.state == StoredState::Running {
+            return Ok(());
+        }
+        let timeout_s = deadline::resumed_by_traffic_s(&self.row.record, self.max_timeout_s().await?);
+        self.resume_or_join(arrived, timeout_s, None, false).await.map(|_| ())
+    }
+
     /// Makes the paused sandbox run: in its stopped machine while that is kept, else in a new one from its snapshot.
     #[tracing::instrument(name = "sandbox.resume", skip_all)]
     pub(super) async fn resume(
