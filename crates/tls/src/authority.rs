@@ -20,7 +20,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
-use crate::certificate::expiry;
+use crate::certificate::validity;
 
 /// How long the authority is valid.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -158,7 +158,7 @@ impl Authority {
         let unusable = |why: String| AuthorityError::Unusable { dir: dir.to_owned(), why };
         let der =
             CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| unusable(error.to_string()))?;
-        let expires_at = expiry(&der).map_err(|error| unusable(error.to_string()))?;
+        let (_, expires_at) = validity(&der).map_err(|error| unusable(error.to_string()))?;
         Ok(Authority { dir: dir.to_owned(), pem, key_pem, expires_at })
     }
 
@@ -190,7 +190,7 @@ impl Authority {
         params.not_after = ends.min(moment(self.expires_at));
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
         let certificate = params.signed_by(&key, &issuer).map_err(unusable)?;
-        let expires_at = expiry(certificate.der())
+        let (_, expires_at) = validity(certificate.der())
             .map_err(|error| AuthorityError::Unusable { dir: self.dir.clone(), why: error.to_string() })?;
         let file = self.dir.join(Self::SERVER_FILE);
         write(&file, &format!("{}{}{}", key.serialize_pem(), certificate.pem(), self.pem), 0o600)?;

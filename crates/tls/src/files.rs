@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::certificate::{Certificate, CertificateError};
+use crate::certificate::{Certificate, CertificateError, read};
 use crate::live::LiveCertificate;
 
 /// How often the files are looked at.
@@ -98,10 +98,6 @@ impl CertificateFiles {
             }
         }
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    std::fs::read(path).map_err(|cause| CertificateError::Read { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

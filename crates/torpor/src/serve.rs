@@ -19,7 +19,7 @@ use torpor_control::timings::server_timing;
 use torpor_gateway::{Front, Gateway, Transport};
 use torpor_vault::place::{self, PlaceOptions};
 
-use crate::https::{Https, HttpsError};
+use crate::https::{Https, HttpsError, challenge_router};
 use crate::layout::DataDir;
 use crate::node::{Node, NodeError};
 use crate::settings::Settings;
@@ -94,16 +94,18 @@ pub(crate) async fn serve(
     node.network.remove_strays().await?;
     let trimming = tokio::spawn(trim_now_and_then(data_dir.root().to_owned()));
     let options = ApiOptions { domain: settings.domain.clone() };
-    let api = http::router(sandboxes.clone(), registry, options).layer(middleware::from_fn(server_timing));
+    let mut api =
+        http::router(sandboxes.clone(), registry, options).layer(middleware::from_fn(server_timing));
+    if let Some(https) = &https {
+        api = api.merge(challenge_router(https.challenges.clone()));
+    }
     let front = Front::new(Gateway::new(Routes::new(sandboxes)), api);
     let address = listener.local_addr().unwrap_or(address);
     ready(address);
     let plain = torpor_gateway::serve(listener, Transport::Plain, front.clone(), stop.clone());
     let encrypted = async {
-        if let Some(Https { listener, transport, files }) = https {
-            let following = tokio::spawn(files.follow());
-            torpor_gateway::serve(listener, transport, front, stop).await;
-            following.abort();
+        if let Some(https) = https {
+            https.serve(front, stop).await;
         }
     };
     tokio::join!(plain, encrypted);

@@ -48,6 +48,31 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_TLS_KEY")]
     pub(crate) tls_key: Option<PathBuf>,
 
+    /// Get and renew the certificate for HTTPS from an authority, proving the domain so; only dns-01 proves the wildcard
+    /// that sandboxes under names of their own need
+    #[arg(long, env = "TORPOR_ACME")]
+    pub(crate) acme: Option<AcmeChallenge>,
+
+    /// URL of the authority's ACME directory [default: Let's Encrypt]
+    #[arg(long, env = "TORPOR_ACME_DIRECTORY")]
+    pub(crate) acme_directory: Option<String>,
+
+    /// Address to which the authority may send notices
+    #[arg(long, env = "TORPOR_ACME_CONTACT")]
+    pub(crate) acme_contact: Option<String>,
+
+    /// PEM file of the authority to trust behind the directory's URL [default: the host's list]
+    #[arg(long, env = "TORPOR_ACME_ROOT")]
+    pub(crate) acme_root: Option<PathBuf>,
+
+    /// Address and port on which http-01 is answered beside the plain port; authorities ask on port 80
+    #[arg(long, env = "TORPOR_ACME_HTTP_LISTEN")]
+    pub(crate) acme_http_listen: Option<SocketAddr>,
+
+    /// Program that sets TXT records for dns-01, called as: PROGRAM present|cleanup NAME VALUE
+    #[arg(long, env = "TORPOR_ACME_DNS_HOOK")]
+    pub(crate) acme_dns_hook: Option<PathBuf>,
+
     /// Domain under which sandboxes are reached as {port}-{id}.{domain}; may hold a port
     #[arg(long, env = "TORPOR_DOMAIN")]
     pub(crate) domain: Option<String>,
@@ -96,6 +121,19 @@ pub(crate) struct Settings {
     pub(crate) log: Option<String>,
 }
 
+/// How an authority is shown that the domain is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+pub(crate) enum AcmeChallenge {
+    /// A text under a path of the domain, on port 80
+    #[value(name = "http-01")]
+    #[serde(rename = "http-01")]
+    Http01,
+    /// A TXT record
+    #[value(name = "dns-01")]
+    #[serde(rename = "dns-01")]
+    Dns01,
+}
+
 /// The settings cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
@@ -130,6 +168,12 @@ impl Settings {
             https_listen: self.https_listen.or(other.https_listen),
             tls_cert: self.tls_cert.or(other.tls_cert),
             tls_key: self.tls_key.or(other.tls_key),
+            acme: self.acme.or(other.acme),
+            acme_directory: self.acme_directory.or(other.acme_directory),
+            acme_contact: self.acme_contact.or(other.acme_contact),
+            acme_root: self.acme_root.or(other.acme_root),
+            acme_http_listen: self.acme_http_listen.or(other.acme_http_listen),
+            acme_dns_hook: self.acme_dns_hook.or(other.acme_dns_hook),
             domain: self.domain.or(other.domain),
             max_timeout_hours: self.max_timeout_hours.or(other.max_timeout_hours),
             max_running: self.max_running.or(other.max_running),

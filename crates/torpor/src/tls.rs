@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use torpor_tls::{Authority, AuthorityError, Issued, names_for};
 
+use crate::https::without_port;
 use crate::layout::DataDir;
 use crate::settings::{Settings, SettingsError};
 
@@ -54,10 +55,8 @@ pub(crate) fn run(data_dir: &Path, options: &TlsOptions) -> Result<String, TlsEr
     let data_dir = DataDir::create(data_dir)?;
     let settings = Settings::default().with_file(&data_dir)?;
     let asked = options.domain.as_deref().or(settings.domain.as_deref()).unwrap_or(DEFAULT_DOMAIN);
-    let (domain, port) = match asked.rsplit_once(':').map(|(domain, port)| (domain, port.parse())) {
-        Some((domain, Ok(port))) => (domain, Some(port)),
-        _ => (asked, None),
-    };
+    let domain = without_port(asked);
+    let port = asked[domain.len()..].strip_prefix(':').and_then(|port| port.parse().ok());
     let names = names_for(domain)?;
     let authority = Authority::open_or_create(&data_dir.tls())?;
     let issued = authority.issue(&names)?;

@@ -260,9 +260,7 @@ impl Actor {
                 let outcome = self.resume_or_join(arrived, timeout_s, on_timeout, must_be_paused).await;
                 answer(reply, outcome.map(|how| (self.status.borrow().view(&self.node), how)));
             }
-            Operation::Wake { reply } => {
-                answer(reply, self.wake(arrived).await);
-            }
+            Operation::Wake { reply } => answer(reply, self.wake(arrived).await),
             Operation::SetTimeout { timeout_s, reply } => {
                 answer(reply, self.set_timeout(timeout_s).await);
             }

@@ -79,9 +79,8 @@ impl Actor {
         Ok(Connected::Resumed)
     }
 
-    /// Resumes on behalf of traffic.
+    /// Resumes on behalf of traffic. Whoever else asked may have been quicker; then there is nothing left to do.
     pub(super) async fn wake(&mut self, arrived: Instant) -> Result<(), LifecycleError> {
-        // Whoever else asked may have been quicker; then there is nothing left to do.
         if self.row.state == StoredState::Running {
             return Ok(());
         }
