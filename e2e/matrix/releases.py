@@ -103,7 +103,7 @@ class Release:
         return ["sync", "async"] if self.language == "python" else ["async"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lack:
     """What some releases do not have, so that no server can give it to them."""
 

@@ -81,7 +81,7 @@ export class Steps {
   }
 
   async deadline() {
-    await assert.rejects(this.command('sleep 1000', { timeoutMs: 2000 }), TimeoutError)
+    await assert.rejects(this.command('sleep 1000', { timeoutMs: 3000 }), TimeoutError)
   }
 
   async pty() {
