@@ -48,6 +48,9 @@ FEATURES = {
     "pause": "pause, and pause again",
     "resume": "resume: files, memory, processes are back",
     "connect": "connect to what runs",
+    "disk_pause": "a pause that keeps the disk alone",
+    "snapshot": "snapshot: make, start from, list, delete",
+    "fork": "fork into several",
     "kill": "kill, and kill again",
     "first_program": "the first persistence release's own program",
 }
@@ -139,6 +142,9 @@ LACKS = [
     Lack(("info",), "there is no `get_info`", generations=("beta",)),
     Lack(("auto_pause",), "a timeout always kills", generations=("beta", "v1")),
     Lack(("pause", "resume"), "stable releases before 2.0.0 cannot pause", generations=("v1",)),
+    Lack(("snapshot",), "there are no snapshots", before={"python": "2.14.0", "javascript": "2.14.0"}),
+    Lack(("disk_pause",), "every pause keeps the memory", before={"python": "2.30.0", "javascript": "2.30.0"}),
+    Lack(("fork",), "there are no forks", before={"python": "2.34.0", "javascript": "2.45.0"}),
     Lack(
         ("first_program",),
         "`Sandbox.resume(id)` is gone",

@@ -91,6 +91,50 @@ export class V2 extends Steps {
     await this.answers(await this.sandbox.connect({ timeoutMs: 300_000 }))
   }
 
+  async disk_pause() {
+    const sandbox = await this.make()
+    const boot = async (of) => (await this.command('cat /proc/sys/kernel/random/boot_id', {}, of)).stdout
+    await sandbox.files.write('kept.txt', this.mark)
+    const before = await boot(sandbox)
+    assert.equal(await sandbox.pause({ keepMemory: false }), true)
+    const same = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 300_000 })
+    assert.equal(await same.files.read('kept.txt'), this.mark)
+    assert.notEqual(await boot(same), before)
+    await same.kill()
+  }
+
+  async snapshot() {
+    const listed = async () => {
+      const pages = this.sandbox.listSnapshots()
+      const found = []
+      while (pages.hasNext) found.push(...(await pages.nextItems()).map((snapshot) => snapshot.snapshotId))
+      return found
+    }
+    await this.sandbox.files.write('/dev/shm/in-memory', this.mark)
+    const { snapshotId } = await this.sandbox.createSnapshot()
+    assert.ok((await listed()).includes(snapshotId))
+    const copy = await this.kept(Sandbox.create(snapshotId, { timeoutMs: 300_000 }))
+    assert.notEqual(copy.sandboxId, this.sandbox.sandboxId)
+    assert.equal(await copy.files.read('/dev/shm/in-memory'), this.mark)
+    await copy.kill()
+    assert.equal(await Sandbox.deleteSnapshot(snapshotId), true)
+    assert.equal(await Sandbox.deleteSnapshot(snapshotId), false)
+    assert.ok(!(await listed()).includes(snapshotId))
+  }
+
+  async fork() {
+    await this.sandbox.files.write('/dev/shm/in-memory', this.mark)
+    const children = await this.sandbox.fork({ count: 2, timeoutMs: 300_000 })
+    const ids = children.map(({ sandboxId }) => sandboxId)
+    this.made.push(...ids)
+    assert.equal(new Set([this.sandbox.sandboxId, ...ids]).size, 3)
+    for (const child of children) {
+      assert.equal(await child.files.read('/dev/shm/in-memory'), this.mark)
+      await child.kill()
+    }
+    await this.answers(this.sandbox)
+  }
+
   async kill() {
     const paused = await this.make()
     await this.callPause(paused)

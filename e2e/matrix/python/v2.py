@@ -91,6 +91,49 @@ class V2(Steps):
         same = await settle(self.sandbox.connect(timeout=300))
         assert (await self.command("echo again", same)).stdout == "again\n"
 
+    async def disk_pause(self):
+        sandbox = await self.make()
+        await settle(sandbox.files.write("kept.txt", self.mark))
+        boot = await self.boot(sandbox)
+        assert await settle(sandbox.pause(keep_memory=False)) is True
+        same = await settle(self.Sandbox.connect(sandbox.sandbox_id, timeout=300))
+        assert await settle(same.files.read("kept.txt")) == self.mark
+        assert await self.boot(same) != boot
+        assert await settle(same.kill()) is True
+
+    async def boot(self, sandbox) -> str:
+        """What is the same for as long as the machine's memory is."""
+        return (await self.command("cat /proc/sys/kernel/random/boot_id", sandbox)).stdout
+
+    async def snapshot(self):
+        await settle(self.sandbox.files.write("/dev/shm/in-memory", self.mark))
+        snapshot_id = (await settle(self.sandbox.create_snapshot())).snapshot_id
+        assert snapshot_id in await self.snapshots()
+        copy = await self.kept(self.Sandbox.create(snapshot_id, timeout=300))
+        assert copy.sandbox_id != self.sandbox.sandbox_id
+        assert await settle(copy.files.read("/dev/shm/in-memory")) == self.mark
+        assert await settle(copy.kill()) is True
+        assert await settle(self.Sandbox.delete_snapshot(snapshot_id)) is True
+        assert await settle(self.Sandbox.delete_snapshot(snapshot_id)) is False
+        assert snapshot_id not in await self.snapshots()
+
+    async def snapshots(self) -> set:
+        pages = self.sandbox.list_snapshots()
+        found = set()
+        while pages.has_next:
+            found |= {snapshot.snapshot_id for snapshot in await settle(pages.next_items())}
+        return found
+
+    async def fork(self):
+        await settle(self.sandbox.files.write("/dev/shm/in-memory", self.mark))
+        children = await settle(self.sandbox.fork(count=2, timeout=300))
+        self.made += [child.sandbox_id for child in children]
+        assert len({self.sandbox.sandbox_id, *self.made[-2:]}) == 3, self.made
+        for child in children:
+            assert await settle(child.files.read("/dev/shm/in-memory")) == self.mark
+            assert await settle(child.kill()) is True
+        assert (await self.command("echo still here")).stdout == "still here\n"
+
     async def kill(self):
         paused = await self.make()
         self.sandbox, ours = paused, self.sandbox
