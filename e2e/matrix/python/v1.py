@@ -34,8 +34,11 @@ class V1(Steps):
     async def urls(self):
         """URLs are signed in a secure sandbox, which has to be asked for; asynchronous sandboxes have no others."""
         everyday, self.sandbox = self.sandbox, await self.make(secure=True)
-        await super().urls()
-        self.sandbox = everyday
+        try:
+            await super().urls()
+        finally:
+            await settle(self.sandbox.kill())
+            self.sandbox = everyday
 
     async def info(self):
         info = await settle(self.sandbox.get_info())
