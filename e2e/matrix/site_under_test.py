@@ -54,7 +54,8 @@ def site(directory: Path) -> Iterator[Site]:
     made = torpor("tls", "--data-dir", str(data), "--domain", address, "--json")
     if made.returncode != 0:
         raise SystemExit(f"torpor tls failed: {made.stderr}")
-    server = Server(data, ["--https-listen", f"127.0.0.1:{port}", "--domain", address])
+    server = Server(data)
+    server.settings = ["--https-listen", f"127.0.0.1:{port}", "--domain", address]
     try:
         server.start()
         names = NameServer(DOMAIN, directory / "names")
