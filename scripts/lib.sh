@@ -210,13 +210,14 @@ node_runtime() {
     node_works || die "the e2b SDK needs Node.js $NODE_MINIMUM or newer with npm; node here is $(node --version 2>&1 || true)"
 }
 
-# The newest SDK from npm beside the programs that import it: javascript_sdk DIRECTORY PACKAGE...
-javascript_sdk() {
-    local directory=$1
-    shift
-    if ! step "newest e2b from npm" npm install --prefix "$directory" --no-save --no-package-lock --loglevel error "$@"; then
-        [ -d "$directory/node_modules/e2b" ] || return 1
-        say "      npm did not answer; going on with the e2b that was installed earlier"
+# The newest of a package from npm, in the directory of those who use it: javascript_package DIRECTORY PACKAGE
+javascript_package() {
+    local directory=$1 package=$2
+    mkdir -p "$directory"
+    if ! step "newest $package from npm" \
+        npm install --prefix "$directory" --no-save --no-package-lock --loglevel error "$package@latest"; then
+        [ -d "$directory/node_modules/$package" ] || return 1
+        say "      npm did not answer; going on with the $package that was installed earlier"
     fi
 }
 

@@ -66,7 +66,7 @@ pub fn router(state: Shared, processes: Arc<process::Processes>) -> Router {
         .route("/unfreeze", post(freeze::unfreeze_handler).with_state(state.clone()))
         .merge(files::http_routes(state.clone()))
         .fallback_service(connect)
-        .layer(middleware::from_fn(no_zero_timeout))
+        .layer(middleware::from_fn(timeouts))
         .layer(middleware::from_fn_with_state(state, auth::require_token))
         .layer(cors())
 }
@@ -91,14 +91,31 @@ async fn envs(State(state): State<Shared>) -> Json<std::collections::BTreeMap<St
     Json(state.settings().global_envs())
 }
 
-/// In the envd protocol a timeout of zero is none; in Connect's it would have passed already.
-async fn no_zero_timeout(mut request: Request, next: Next) -> Response {
+/// In the envd protocol a timeout of zero is none; in Connect's it would have passed already. Every other one is cut a
+/// little, see [`answer_within`].
+async fn timeouts(mut request: Request, next: Next) -> Response {
     const TIMEOUT: &str = "connect-timeout-ms";
-    let zero = |value: &http::HeaderValue| value.as_bytes().iter().all(|digit| *digit == b'0');
-    if request.headers().get(TIMEOUT).is_some_and(zero) {
-        request.headers_mut().remove(TIMEOUT);
+    let asked = request.headers().get(TIMEOUT).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match asked {
+        Some(0) => drop(request.headers_mut().remove(TIMEOUT)),
+        Some(milliseconds) => {
+            request.headers_mut().insert(TIMEOUT, answer_within(milliseconds).into());
+        }
+        // Absent, or not a number: Connect's own code has the word for that.
+        None => {}
     }
     next.run(request).await
+}
+
+/// After how many milliseconds a client that waits for `milliseconds` has to be told that its time is over.
+///
+/// The client's own clock may run for the same time and begin no later than when it hears from us; in Python SDKs up to
+/// 2.29 it does. Whoever rings first decides what the caller sees: "the command took longer than its timeout", or a
+/// network error that no program expects. So the agent rings first, by a twentieth of the time, a quarter of a second at
+/// most.
+fn answer_within(milliseconds: u64) -> u64 {
+    const LONGEST_HEAD_START_MS: u64 = 250;
+    milliseconds - (milliseconds / 20).min(LONGEST_HEAD_START_MS)
 }
 
 /// Browsers may use everything from anywhere; the access token protects, not the origin.
@@ -119,4 +136,18 @@ fn keep_alive(stream: &tokio::net::TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(30))?;
     sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
     sockopt::set_tcp_keepcnt(stream, 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_hears_of_its_deadline_before_its_own_clock_rings() {
+        assert_eq!(answer_within(2_000), 1_900);
+        assert_eq!(answer_within(60_000), 59_750);
+        assert_eq!(answer_within(u64::MAX), u64::MAX - 250);
+        // Too short for a head start, but never so short that it has passed already.
+        assert_eq!(answer_within(1), 1);
+    }
 }

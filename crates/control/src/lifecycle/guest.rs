@@ -20,7 +20,7 @@ use tracing::Instrument;
 use crate::registry::SandboxRecord;
 
 /// How long a guest may take to answer, in all. Generous: a host under heavy load is slow, not broken.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long an attempt to connect is alone, and how long after a refusal another begins.
 const BESIDE: Duration = Duration::from_millis(800);

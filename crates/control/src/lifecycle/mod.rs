@@ -53,8 +53,9 @@ pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
 pub use reconcile::Reconciled;
 
-/// How long traffic waits for a sandbox that is changing its state before it is told to try again.
-const TRANSITION_LIMIT: Duration = Duration::from_secs(30);
+/// How long traffic waits for a sandbox that is changing its state before it is told to try again: no less than the
+/// longest of all changes may take, the boot of a sandbox whose memory was not kept.
+const TRANSITION_LIMIT: Duration = guest::LIMIT;
 
 /// Handle to all sandboxes of this node. Cheap to clone.
 #[derive(Clone)]
