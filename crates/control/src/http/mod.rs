@@ -35,6 +35,8 @@ use tracing::Span;
 pub use error::ApiError;
 use extract::Team;
 use idempotency::Repeats;
+#[doc(hidden)]
+pub use list::metadata_filter;
 pub use resolve::Routes;
 pub use state::ApiOptions;
 use state::{ApiState, Lifecycle};
