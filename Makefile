@@ -1,6 +1,6 @@
 # Everything a user types first. The work is in scripts/, one readable file per command.
 
-.PHONY: help demo demo-stop test bench build
+.PHONY: help demo demo-stop test bench build fuzz load
 
 help:
 	@echo 'make demo          set everything up, run the two demo programs, print what they saw, take it all away'
@@ -8,6 +8,8 @@ help:
 	@echo 'make demo-stop     stop a server that KEEP=1 left running'
 	@echo 'make test          run every test there is, then check that nothing was left behind'
 	@echo 'make bench         measure create, pause, resume and memory, beside gVisor and plain QEMU'
+	@echo 'make load          many clients at once for MINUTES=10, then a look at what the server still holds'
+	@echo 'make fuzz          look for input that what reads requests cannot take: SECONDS=60 for each reader'
 	@echo 'make build         the release binary only: target/release/torpor'
 
 demo:
@@ -21,6 +23,12 @@ test:
 
 bench:
 	@scripts/bench
+
+load:
+	@CLIENTS='$(CLIENTS)' MINUTES='$(MINUTES)' MAX_RUNNING='$(MAX_RUNNING)' scripts/load
+
+fuzz:
+	@FUZZ_SECONDS='$(SECONDS)' FUZZ_TARGETS='$(TARGETS)' FUZZ_KEEP='$(KEEP)' scripts/fuzz
 
 build:
 	cargo build --release --package torpor --locked
