@@ -3,6 +3,7 @@
 // Clippy's exception for tests does not reach their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod documented;
 mod http;
 mod input;
 mod lifetime;
@@ -10,3 +11,4 @@ mod output;
 mod support;
 mod terminal;
 mod whoami;
+mod wire;
