@@ -8,7 +8,7 @@ and files. Other programs, another Torpor among them, go on living on the host m
 can be ours:
 
 - a process, if it carries the run's mark (TORPOR_TEST_RUN) in its environment, runs from the build directory, or is a
-  program that we start without the mark: a machine, unless its library comes from somebody else's data directory;
+  program that we start without the mark: a machine, unless its disk lies in somebody else's data directory;
 - a file, if it lies where only Torpor writes, or carries one of the names we use in a shared directory. Tests get a
   TMPDIR of their own, in which every file counts;
 - nothing that names an instance (a data directory's eight hexadecimal digits) which had been there before.
@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 UNMARKED_PROGRAMS = re.compile(r"^(qemu-system|mmdebstrap)")
-PRELOADED = re.compile(r"^LD_PRELOAD=(.*)/lib/ram-map-", re.MULTILINE)
+CONTROL_GROUP = re.compile(r":/torpor/[0-9a-f]{8}/")
 INSTANCES = "/run/torpor"
 # Shared directories, and the names there that can be ours. (Packages installed on the way may make /run/qemu.)
 OUR_NAMES = {
@@ -49,6 +49,13 @@ def listing(directory: str) -> list[str]:
         return sorted(os.listdir(directory))
     except OSError:
         return []
+
+
+def link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def ancestors() -> set[int]:
@@ -76,14 +83,12 @@ def processes() -> set[str]:
         if fields[0] == "Z":  # gone, but for its parent to notice
             continue
         program = stat.partition("(")[2].rpartition(")")[0]
-        try:
-            executable = os.readlink(f"/proc/{name}/exe")
-        except OSError:
-            executable = ""
+        executable = link(f"/proc/{name}/exe")
         environment = read(f"/proc/{name}/environ").replace("\0", "\n")
         marked = mark is not None and mark in environment.splitlines()
-        library = PRELOADED.search(environment)
-        foreign = library and not f"{library[1]}/".startswith((build, os.environ.get("TMPDIR", build)))
+        ours = (build, os.environ.get("TMPDIR", build))
+        opened = (link(f"/proc/{name}/fd/{descriptor}") for descriptor in listing(f"/proc/{name}/fd"))
+        foreign = CONTROL_GROUP.search(read(f"/proc/{name}/cgroup")) and not any(it.startswith(ours) for it in opened)
         if marked or executable.startswith(build) or (UNMARKED_PROGRAMS.match(program) and not foreign):
             command = " ".join(read(f"/proc/{name}/cmdline").split("\0"))[:120]
             # The start time tells a process from a later one that got the same number.

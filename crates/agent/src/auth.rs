@@ -102,7 +102,8 @@ fn has_token(settings: &Settings, headers: &HeaderMap) -> bool {
     }
 }
 
-fn check_signature(
+/// What [`check_files`] asks, of these settings and at this time (in seconds since 1970).
+pub fn check_signature(
     settings: &Settings,
     headers: &HeaderMap,
     query: &FilesQuery,

@@ -24,8 +24,9 @@ use crate::{auth, files, freeze, init, metrics, process, state::AgentState, tele
 /// The shared state, as handlers take it.
 pub type Shared = Arc<AgentState>;
 
-/// The largest RPC message; input for processes comes in such.
-const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// The largest RPC message; input for processes comes in such. A message is in memory several times while it is read,
+/// which even the smallest sandbox has room for.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {

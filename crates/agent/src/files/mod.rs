@@ -9,7 +9,7 @@
 //! | RPCs | `service`, over `operations`, `entry`, `across` |
 //! | watching directories | `watch` |
 //! | `GET /files` | `download`, with `range`, `encoding`, `disposition` |
-//! | `POST /files`, `POST /files/compose` | `upload`, `compose`, with `body`, `place` |
+//! | `POST /files`, `POST /files/compose` | `upload`, `compose`, with `body`, `form`, `place` |
 //! | a file's metadata | `metadata` |
 //! | every error, for both faces | `error` |
 //!
@@ -40,6 +40,7 @@ mod download;
 mod encoding;
 mod entry;
 mod error;
+mod form;
 mod metadata;
 mod mode;
 mod mount;
@@ -49,6 +50,9 @@ mod range;
 mod service;
 mod upload;
 mod watch;
+
+#[doc(hidden)]
+pub use form::read_form;
 
 /// Adds the service to a router of Connect services.
 pub fn register(router: connectrpc::Router, state: Shared) -> connectrpc::Router {

@@ -25,17 +25,16 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use futures::StreamExt;
 use http::HeaderMap;
-use http::header::{CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use multer::Multipart;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use torpor_envd_api::http::{FilesQuery, WrittenFile, WrittenType};
 use torpor_envd_api::signature::Operation;
 
-use super::body::{ByteStream, Received, one_at_a_time};
-use super::disposition::part_name;
+use super::body::{ByteStream, Received};
 use super::encoding::{Coding, of_body};
 use super::error::{FileError, off_thread};
+use super::form::Form;
 use super::metadata::{self, Metadata};
 use super::mount::is_kernel_file_system;
 use super::place::{Owner, Target, open_target};
@@ -104,9 +103,7 @@ async fn upload(
         let path = upload.resolve(path)?;
         Ok(vec![upload.store(path, data, announced).await?])
     } else if media_type.starts_with("multipart/") {
-        let boundary = multer::parse_boundary(content_type)
-            .map_err(|error| FileError::Invalid(format!("error parsing multipart form: {error}")))?;
-        upload.store_parts(query.path.as_deref(), data, boundary).await
+        upload.store_parts(query.path.as_deref(), Form::new(content_type, data)?).await
     } else {
         Err(FileError::Invalid(format!(
             "unsupported content type '{content_type}': use multipart/form-data or application/octet-stream"
@@ -124,21 +121,12 @@ impl Upload {
     async fn store_parts(
         &self,
         wanted: Option<&str>,
-        data: ByteStream,
-        boundary: String,
+        mut form: Form,
     ) -> Result<Vec<WrittenFile>, FileError> {
-        let mut form = Multipart::new(one_at_a_time(data), boundary);
         let mut written: Vec<WrittenFile> = Vec::new();
         let mut paths = BTreeSet::new();
-        while let Some(field) = form.next_field().await.map_err(form_error)? {
-            let disposition =
-                field.headers().get(CONTENT_DISPOSITION).map(|value| part_name(value.as_bytes()));
-            let disposition = disposition.unwrap_or_default();
-            if disposition.name.as_deref() != Some("file") {
-                continue;
-            }
-            let named = disposition.file_name.filter(|name| !name.is_empty());
-            let Some(path) = wanted.or(named.as_deref()) else {
+        while let Some(part) = form.next_file().await? {
+            let Some(path) = wanted.or(part.name.as_deref()) else {
                 return Err(FileError::Invalid(
                     "a file part has no filename and there is no path query parameter; name the file in either".into(),
                 ));
@@ -151,8 +139,7 @@ impl Upload {
                     path.display()
                 )));
             }
-            let data = field.map(|chunk| chunk.map_err(form_error));
-            written.push(self.store(path, data.boxed(), None).await?);
+            written.push(self.store(path, part.data, None).await?);
         }
         Ok(written)
     }
@@ -204,16 +191,6 @@ async fn batch(data: &mut ByteStream) -> Result<(Vec<u8>, bool), FileError> {
         }
     }
     Ok((batch, false))
-}
-
-fn form_error(error: multer::Error) -> FileError {
-    match error {
-        multer::Error::StreamReadFailed(source) => match source.downcast::<FileError>() {
-            Ok(error) => *error,
-            Err(source) => FileError::Body(source.to_string()),
-        },
-        error => FileError::Body(format!("not a well-formed multipart form: {error}")),
-    }
 }
 
 // === impl Writing ===

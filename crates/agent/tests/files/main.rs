@@ -9,3 +9,4 @@ mod rpc;
 mod space;
 mod support;
 mod watch;
+mod wire;

@@ -72,6 +72,10 @@ async fn metrics_describe_the_machine() {
     assert_eq!(status, 200);
     assert!(metrics["mem_total"].as_u64().unwrap() > metrics["mem_used"].as_u64().unwrap());
     assert!(metrics["cpu_count"].as_u64().unwrap() >= 1);
+    let mut names: Vec<&str> = metrics.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    let expected = "cpu_count cpu_used_pct disk_total disk_used mem_cache mem_total mem_total_mib mem_used mem_used_mib ts";
+    assert_eq!(names.join(" "), expected);
 }
 
 #[tokio::test]

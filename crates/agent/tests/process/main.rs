@@ -3,6 +3,7 @@
 // Clippy's exception for tests does not reach their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod documented;
 mod http;
 mod input;
 mod lifetime;
@@ -11,3 +12,4 @@ mod support;
 mod telemetry;
 mod terminal;
 mod whoami;
+mod wire;

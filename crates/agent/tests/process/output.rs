@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use torpor_envd_api::connectrpc::{ErrorCode, client::CallOptions};
+use torpor_envd_api::process::ConnectRequest;
 
-use crate::support::{Agent, Events, run, shell, started};
+use crate::support::{Agent, Events, by_pid, run, shell, started};
 
 #[tokio::test]
 async fn output_and_exit_code_arrive_with_both_codecs() {
@@ -118,6 +119,19 @@ async fn a_silent_stream_is_kept_alive() {
     let result = events.collect().await.unwrap();
     assert!(result.keepalives >= 1 && result.keepalives <= 3, "{} keepalives", result.keepalives);
     assert_eq!(result.status(), "exit status 0");
+}
+
+#[tokio::test]
+async fn the_stream_of_a_second_client_is_kept_alive_too() {
+    let agent = Agent::start().await;
+    let client = agent.client();
+    let (pid, _events) = started(&client, shell("exec sleep 1000")).await;
+    let request = ConnectRequest { process: by_pid(pid).into(), ..Default::default() };
+    let options = CallOptions::default().with_header("keepalive-ping-interval", "1");
+    let mut follower = Events::Connect(client.connect_with_options(request, options).await.unwrap());
+    follower.pid().await;
+    let result = follower.collect_until(|so_far| so_far.keepalives == 2).await.unwrap();
+    assert!(result.end.is_none());
 }
 
 #[tokio::test]

@@ -295,6 +295,16 @@ impl OwnUser {
     }
 }
 
+/// What an event carries of a process's output.
+pub(crate) fn output(event: &ProcessEvent) -> Option<&[u8]> {
+    match &event.event {
+        Some(Event::Data(data)) => match data.output.as_ref()? {
+            Output::Stdout(bytes) | Output::Stderr(bytes) | Output::Pty(bytes) => Some(bytes),
+        },
+        _ => None,
+    }
+}
+
 fn children(parent: u32) -> Vec<rustix::process::Pid> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

@@ -2,7 +2,7 @@
 
 use torpor_envd_api::{
     connectrpc::ErrorCode,
-    process::{StartRequest, UpdateRequest, process_input::Input},
+    process::{CloseStdinRequest, StartRequest, UpdateRequest, process_input::Input},
 };
 
 use crate::support::{Agent, by_pid, input, run, shell, started, terminal};
@@ -54,6 +54,8 @@ async fn terminal_and_pipe_are_not_confused() {
     let (pid, _events) = started(&client, with_terminal("sleep 1000")).await;
     let error = client.send_input(input(pid, Input::Stdin(b"x".to_vec()))).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::FailedPrecondition);
+    let close = CloseStdinRequest { process: by_pid(pid).into(), ..Default::default() };
+    assert_eq!(client.close_stdin(close).await.unwrap_err().code, ErrorCode::FailedPrecondition);
     let (pid, _events) = started(&client, StartRequest { stdin: None, ..shell("sleep 1000") }).await;
     let error = client.send_input(input(pid, Input::Pty(b"x".to_vec()))).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::FailedPrecondition);

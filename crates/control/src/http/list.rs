@@ -267,6 +267,12 @@ fn parse_limit(text: &str) -> Result<usize, ApiError> {
     })
 }
 
+/// The metadata that a raw query string filters by. For fuzzing.
+#[doc(hidden)]
+pub fn metadata_filter(query: &str) -> Result<BTreeMap<String, String>, ApiError> {
+    Ok(ListQuery::parse(query)?.metadata)
+}
+
 #[cfg(test)]
 mod tests {
     use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};

@@ -37,6 +37,8 @@ use utoipa_axum::routes;
 
 pub use error::ApiError;
 use idempotency::Repeats;
+#[doc(hidden)]
+pub use list::metadata_filter;
 pub use resolve::Routes;
 pub use state::ApiOptions;
 use state::{ApiState, Lifecycle};
