@@ -171,7 +171,8 @@ fn unary_error(answer: &Answer) -> Option<String> {
 /// What the end of a stream says went wrong.
 fn stream_error(answer: &Answer, codec: Codec) -> Option<String> {
     assert_eq!(answer.status, StatusCode::OK);
-    let expected = if codec == Codec::Json { "application/connect+json" } else { "application/connect+proto" };
+    let expected =
+        if codec == Codec::Json { "application/connect+json" } else { "application/connect+proto" };
     assert_eq!(answer.content_type, expected);
     let mut rest = &answer.body[..];
     loop {

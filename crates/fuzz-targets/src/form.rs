@@ -41,7 +41,8 @@ fn round_trip(data: &[u8], piece: usize) {
     let mut expected = Files::new();
     for (name, contents) in files {
         // Neither can be in a form: a line end would end the header, and this is how the next part begins.
-        let name: String = name.chars().filter(|character| !matches!(character, '\r' | '\n' | '\0')).collect();
+        let name: String =
+            name.chars().filter(|character| !matches!(character, '\r' | '\n' | '\0')).collect();
         if contents.windows(RARE_BOUNDARY.len()).any(|window| window == RARE_BOUNDARY.as_bytes()) {
             return;
         }

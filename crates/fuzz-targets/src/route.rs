@@ -48,7 +48,9 @@ pub fn route(data: &[u8]) {
                 assert_eq!(decide(Some("localhost"), &by_headers, "/sandboxes"), Target::Api);
             }
         }
-        Target::Malformed(reason) => assert!(reason.chars().count() < 400, "a reason repeats all it was given"),
+        Target::Malformed(reason) => {
+            assert!(reason.chars().count() < 400, "a reason repeats all it was given")
+        }
         Target::Api => {}
     }
 }

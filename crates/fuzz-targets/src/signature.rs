@@ -110,7 +110,8 @@ fn check(token: &str, query: &FilesQuery, operation: Operation, now: i64) -> boo
 /// The rule, once more.
 fn should_open(token: &str, query: &FilesQuery, operation: Operation, now: i64) -> bool {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let right = sign(token, operation, &text(&query.path), &text(&query.username), query.signature_expiration);
+    let right =
+        sign(token, operation, &text(&query.path), &text(&query.username), query.signature_expiration);
     query.signature.as_ref() == Some(&right) && query.signature_expiration.is_none_or(|end| end >= now)
 }
 

@@ -49,7 +49,10 @@ impl Form {
             let disposition = disposition.unwrap_or_default();
             if disposition.name.as_deref() == Some(FILE_FIELD) {
                 let name = disposition.file_name.filter(|name| !name.is_empty());
-                return Ok(Some(FilePart { name, data: part.map(|chunk| chunk.map_err(form_error)).boxed() }));
+                return Ok(Some(FilePart {
+                    name,
+                    data: part.map(|chunk| chunk.map_err(form_error)).boxed(),
+                }));
             }
         }
         Ok(None)

@@ -118,11 +118,7 @@ impl Upload {
         resolve_path(&self.state, &self.user, path)
     }
 
-    async fn store_parts(
-        &self,
-        wanted: Option<&str>,
-        mut form: Form,
-    ) -> Result<Vec<WrittenFile>, FileError> {
+    async fn store_parts(&self, wanted: Option<&str>, mut form: Form) -> Result<Vec<WrittenFile>, FileError> {
         let mut written: Vec<WrittenFile> = Vec::new();
         let mut paths = BTreeSet::new();
         while let Some(part) = form.next_file().await? {

@@ -191,7 +191,7 @@ mod tests {
         }
         assert_eq!(numbers(&journal, 0), [1, 2, 3]);
         assert_eq!(numbers(&journal, 2), [3]);
-        assert_eq!(numbers(&journal, 3), []);
+        assert_eq!(numbers(&journal, 3), [0_u64; 0]);
     }
 
     #[test]

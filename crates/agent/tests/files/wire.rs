@@ -47,7 +47,8 @@ async fn use_every_rpc(client: &FilesystemClient<HttpClient>) {
     fs::write(path("a/b/file"), "12345").unwrap();
     let moving = MoveRequest { source: path("a/b/file"), destination: path("c"), ..Default::default() };
     assert_eq!(client.r#move(moving).await.unwrap().into_owned().entry.path, path("c"));
-    let entry = client.stat(StatRequest { path: path("c"), ..Default::default() }).await.unwrap().into_owned().entry;
+    let entry =
+        client.stat(StatRequest { path: path("c"), ..Default::default() }).await.unwrap().into_owned().entry;
     assert_eq!((entry.size, entry.mode, entry.r#type.as_known()), (5, 0o644, Some(FileType::FILE_TYPE_FILE)));
     assert!(entry.modified_time.as_option().unwrap().seconds > 1_000_000_000);
     let list = ListDirRequest { path: path(""), depth: 2, ..Default::default() };
@@ -161,7 +162,8 @@ async fn signatures_are_those_the_sdks_compute_and_end_when_they_say() {
     let until = async |end: i64| {
         let signature = sign(path, Operation::Read, &user, TOKEN, Some(end));
         let end = end.to_string();
-        get(&[("path", path), ("username", &user), ("signature", &signature), ("signature_expiration", &end)]).await
+        get(&[("path", path), ("username", &user), ("signature", &signature), ("signature_expiration", &end)])
+            .await
     };
     assert_eq!(until(i64::MAX).await.text(), "contents");
     until(1_000_000_000).await.assert_error(401, "signature is already expired");
@@ -205,7 +207,11 @@ async fn browsers_may_send_and_fetch_files_from_anywhere() {
         assert!(reply.status.is_success(), "{}", reply.status);
         assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
         assert!(reply.header("access-control-allow-methods").is_some_and(|allowed| allowed.contains(method)));
-        assert!(reply.header("access-control-allow-headers").is_some_and(|allowed| allowed.contains("x-metadata-key")));
+        assert!(
+            reply
+                .header("access-control-allow-headers")
+                .is_some_and(|allowed| allowed.contains("x-metadata-key"))
+        );
     }
     let origin = [("origin", "https://example.com")];
     assert_eq!(agent.put(&path, &origin, "x").await.header("access-control-allow-origin"), Some("*"));

@@ -14,7 +14,9 @@ fn the_tests_that_the_documentation_names_exist() {
         }
     }
     let page = fs::read_to_string(root.join("docs/envd.md")).unwrap();
-    let is_test = |text: &&str| text.matches('_').count() >= 3 && text.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric());
+    let is_test = |text: &&str| {
+        text.matches('_').count() >= 3 && text.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric())
+    };
     let named: BTreeSet<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
     assert!(named.len() > 50, "{named:?}");
     let exists = |name: &&str| {

@@ -75,7 +75,11 @@ async fn every_rpc_works_with_both_codecs_over_both_versions_of_http() {
         client.close_stdin(close).await.unwrap();
         let (first, second) = tokio::join!(first.collect(), second.collect());
         for collected in [first.unwrap(), second.unwrap()] {
-            assert_eq!((collected.text(), collected.status()), ("sent\nstreamed\n", "exit status 0"), "{name}");
+            assert_eq!(
+                (collected.text(), collected.status()),
+                ("sent\nstreamed\n", "exit status 0"),
+                "{name}"
+            );
         }
 
         let request = StartRequest {
@@ -108,7 +112,10 @@ async fn an_error_of_a_stream_is_its_last_and_only_message() {
     let request = json!({ "process": { "pid": 4_000_000 } });
     let (status, body) = stream(&agent, "Connect", envelope(&request)).await;
     let end = r#"{"error":{"code":"not_found","message":"process with pid 4000000 not found"}}"#;
-    assert_eq!((status, body.as_str()), (200, format!("\u{2}\0\0\0{}{end}", end.len() as u8 as char).as_str()));
+    assert_eq!(
+        (status, body.as_str()),
+        (200, format!("\u{2}\0\0\0{}{end}", end.len() as u8 as char).as_str())
+    );
 }
 
 #[tokio::test]
@@ -119,9 +126,13 @@ async fn an_error_after_output_is_the_last_message() {
     let headers = [&STREAM_HEADERS[..], &[("connect-timeout-ms", "1000")]].concat();
     let (status, body) = agent.request("POST", "/process.Process/Start", &headers, &body).await;
     assert_eq!(status, 200);
-    let positions: Vec<_> = [r#"{"start":{"pid":"#, r#"{"data":{"stdout":"b3V0Cg=="}}"#, r#"{"error":{"code":"deadline_exceeded""#]
-        .map(|part| body.find(part).unwrap_or_else(|| panic!("{part} in {body}")))
-        .to_vec();
+    let positions: Vec<_> = [
+        r#"{"start":{"pid":"#,
+        r#"{"data":{"stdout":"b3V0Cg=="}}"#,
+        r#"{"error":{"code":"deadline_exceeded""#,
+    ]
+    .map(|part| body.find(part).unwrap_or_else(|| panic!("{part} in {body}")))
+    .to_vec();
     assert!(positions.is_sorted(), "{body}");
 }
 
@@ -130,13 +141,14 @@ async fn json_is_read_as_protobufs_json_mapping_allows() {
     let agent = Agent::start().await;
     // Numbers as text, names as in the definition, enums by number, null for what is not given, fields of the future.
     let (pid, _events) = started(&agent.client(), shell("exec sleep 1000")).await;
-    let body = format!(
-        r#"{{"process":{{"pid":"{pid}"}},"pty":null,"future":[1,{{"a":"b"}}]}}"#
-    );
+    let body = format!(r#"{{"process":{{"pid":"{pid}"}},"pty":null,"future":[1,{{"a":"b"}}]}}"#);
     assert_eq!(agent.post("/process.Process/Update", &body).await, (200, "{}".into()));
     let headers = [("content-type", "application/json; charset=utf-8")];
     let body = format!(r#"{{"process":{{"pid":{pid}}},"signal":9}}"#);
-    assert_eq!(agent.request("POST", "/process.Process/SendSignal", &headers, &body).await, (200, "{}".into()));
+    assert_eq!(
+        agent.request("POST", "/process.Process/SendSignal", &headers, &body).await,
+        (200, "{}".into())
+    );
 }
 
 #[tokio::test]

@@ -266,7 +266,7 @@ impl Default for LogQuery {
 
 impl LogQuery {
     /// Picks from the whole log, oldest first, and orders as asked.
-    pub(super) fn select(&self, records: Vec<LogRecord>) -> Vec<LogRecord> {
+    pub(crate) fn select(&self, records: Vec<LogRecord>) -> Vec<LogRecord> {
         let wanted = records.into_iter().filter(|record| {
             let in_time = self.cursor_us.is_none_or(|cursor| match self.direction {
                 Direction::Forward => record.at_us >= cursor,
