@@ -85,8 +85,13 @@ impl Connections {
                 Err(refusal)
             }
         };
-        if let Err(refusal) = carried {
-            tracing::info!(%destination, %refusal, "a sandbox's connection was not served");
+        match carried {
+            Ok(()) => {}
+            // Either side hung up, which is theirs to do.
+            Err(Refusal::Io(error)) => {
+                tracing::debug!(%destination, %error, "a sandbox's connection ended early")
+            }
+            Err(refusal) => tracing::info!(%destination, %refusal, "a sandbox's connection was not served"),
         }
     }
 
