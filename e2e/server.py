@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BINARY = Path(os.environ.get("TORPOR_BIN", TARGET / "release" / "torpor"))
 LOGS = Path(os.environ.get("TORPOR_LOG_DIR", TARGET / "logs"))
+HTTPS_DOMAIN = "e2b.test"
 START_SECONDS = 120
 STOP_SECONDS = 60
 
@@ -64,6 +65,8 @@ class Server:
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.https_port = free_port()
+        self.authority = data / "tls" / "ca.pem"
         self.log = LOGS / f"e2e-server-{os.getpid()}.log"
         self.process: subprocess.Popen | None = None
         self.api_key = ""
@@ -79,10 +82,14 @@ class Server:
             made = torpor("key", "create", "--data-dir", str(self.data), "--json")
             assert made.returncode == 0, f"torpor key create failed: {made.stderr}"
             self.api_key = json.loads(made.stdout)["key"]
+        if not self.authority.exists():
+            made = torpor("tls", "--data-dir", str(self.data), "--domain", HTTPS_DOMAIN)
+            assert made.returncode == 0, f"torpor tls failed: {made.stderr}"
         LOGS.mkdir(parents=True, exist_ok=True)
+        listen = ["--listen", f"127.0.0.1:{self.port}", "--https-listen", f"127.0.0.1:{self.https_port}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(BINARY), "serve", "--data-dir", str(self.data), "--listen", f"127.0.0.1:{self.port}", *self.settings],
+                [str(BINARY), "serve", "--data-dir", str(self.data), *listen, *self.settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -221,6 +221,14 @@ javascript_package() {
     fi
 }
 
+# What the tests of certificates and pages need: the authority that Let's Encrypt makes for tests, and a browser.
+test_programs() {
+    local missing=()
+    command -v pebble >/dev/null || missing+=(pebble)
+    command -v chromium >/dev/null || missing+=(chromium)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+}
+
 build_release() {
     shown "release binary (the first build takes several minutes)" \
         cargo build --manifest-path "$ROOT/Cargo.toml" --release --package torpor --locked

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from websockets.sync.client import connect as websocket
 
-from support import Answer, api, port, routing, wait_for
+from e2b import Sandbox, SandboxState
+from support import Answer, api, port, routing, start_counter, together, wait_for
 from support import http as request
 
 # One server with everything these tests ask for: echo of what arrived, a body that is finished only when told, and a
@@ -206,6 +207,114 @@ def test_killing_the_sandbox_ends_an_open_response(served):
         except (OSError, http.client.HTTPException):
             rest = b""  # cut off, as it should be
     assert b"second" not in rest
+
+
+def test_without_public_traffic_a_port_wants_its_token_and_the_agent_its_own(sandboxes):
+    private = sandboxes(network={"allow_public_traffic": False, "mask_request_host": "localhost:${PORT}"})
+    token = private.traffic_access_token
+    assert token and token != private._envd_access_token
+    private.files.write("/home/user/server.py", SERVER)
+    private.commands.run("python3 server.py", background=True, timeout=0)
+    url = os.environ["E2B_SANDBOX_URL"] + "/"
+
+    def ask(**headers: str) -> Answer:
+        return request("GET", url, headers={**routing(private.sandbox_id, 3000), **headers})
+
+    shown = {"E2B-Traffic-Access-Token": token}
+    answer = wait_for(lambda: (got := ask(**shown)).status == 200 and got, "port 3000")
+    assert answer.json["headers"]["host"] == "localhost:3000"
+    assert "e2b-traffic-access-token" not in answer.json["headers"]
+    for headers in ({}, {"E2B-Traffic-Access-Token": token[:-1]}, {"X-Access-Token": token}):
+        refused = ask(**headers)
+        assert (refused.status, refused.json["code"], refused.json["sandboxId"]) == (403, 403, private.sandbox_id)
+    # A token is the sandbox's own, and the same after a pause.
+    other = sandboxes(network={"allow_public_traffic": False})
+    assert other.traffic_access_token != token
+    private.pause()
+    assert ask(**shown).status == 502
+    assert ask().status == 403
+    assert Sandbox.connect(private.sandbox_id, timeout=600).traffic_access_token == token
+    assert wait_for(lambda: ask(**shown).status == 200, "port 3000")
+
+
+def test_private_ports_need_a_secured_sandbox(server):
+    body = {"templateID": "base", "secure": False, "network": {"allowPublicTraffic": False}}
+    assert api("POST", "/sandboxes", body).status == 400
+    body = {"templateID": "base", "network": {"maskRequestHost": "not a host"}}
+    assert api("POST", "/v2/sandboxes", body).status == 400
+
+
+def test_any_number_of_requests_at_once_resume_a_sandbox_once(sandboxes):
+    woken = sandboxes(timeout=600, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    before = start_counter(woken)
+    woken.pause()
+    answers = together(20, lambda _: port(woken.sandbox_id, 8000))
+    assert [answer.status for answer in answers] == [200] * 20
+    assert {answer.json["pid"] for answer in answers} == {before["pid"]}
+    info = woken.get_info()
+    assert info.state == SandboxState.RUNNING
+    assert (info.end_at - info.started_at).total_seconds() == 600
+    # Later traffic finds it running and moves nothing.
+    together(5, lambda _: port(woken.sandbox_id, 8000))
+    assert (woken.get_info().started_at, woken.get_info().end_at) == (info.started_at, info.end_at)
+
+
+def test_traffic_resumes_for_at_least_five_minutes_and_by_the_agents_port_too(sandboxes):
+    woken = sandboxes(timeout=60, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    woken.pause()
+    assert woken.commands.run("echo awake").stdout == "awake\n"
+    info = woken.get_info()
+    assert (info.end_at - info.started_at).total_seconds() == 300
+
+
+def test_a_request_without_a_token_resumes_nothing(sandboxes):
+    paused = sandboxes(
+        lifecycle={"on_timeout": "pause", "auto_resume": True}, network={"allow_public_traffic": False}
+    )
+    paused.pause()
+    assert port(paused.sandbox_id, 8000).status == 403
+    assert port(paused.sandbox_id, 49983, "/envs").status == 403
+    assert port(paused.sandbox_id, 49983, "/files?path=/etc/hostname").status == 403
+    assert paused.get_info().state == SandboxState.PAUSED
+
+
+def test_traffic_does_not_resume_a_sandbox_that_was_not_made_so(sandboxes):
+    paused = sandboxes()
+    paused.pause()
+    answer = port(paused.sandbox_id, 8000)
+    assert answer.status == 502
+    assert answer.json == {"sandboxId": paused.sandbox_id, "message": "The sandbox was not found", "code": 502}
+    assert paused.get_info().state == SandboxState.PAUSED
+
+
+def test_a_signed_url_that_names_no_sandbox_reads_and_writes_a_file_of_its_own(sandboxes):
+    first, second = sandboxes(), sandboxes()
+    for owner, text in ((first, "of the first"), (second, "of the second")):
+        owner.files.write("/home/user/note.txt", text)
+    for owner, text in ((first, b"of the first"), (second, b"of the second")):
+        url = owner.download_url("/home/user/note.txt", use_signature_expiration=600)
+        assert url.startswith(os.environ["E2B_SANDBOX_URL"])
+        assert request("GET", url).body == text
+    uploaded = request(
+        "POST",
+        second.upload_url("/home/user/new.txt"),
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="new.txt"\r\n\r\nuploaded\r\n--b--\r\n',
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    assert uploaded.status == 200
+    assert second.files.read("/home/user/new.txt") == "uploaded"
+    forged = request("GET", first.download_url("/home/user/note.txt") + "0")
+    assert (forged.status, forged.json) == (401, {"code": 401, "message": "invalid signature"})
+    expired = request("GET", first.download_url("/home/user/note.txt", use_signature_expiration=-10))
+    assert (expired.status, expired.json) == (401, {"code": 401, "message": "signature is already expired"})
+
+
+def test_a_browser_at_a_paused_sandbox_gets_a_page_that_looks_again(sandbox):
+    sandbox.pause()
+    headers = {**routing(sandbox.sandbox_id, 8000), "Accept": "text/html", "User-Agent": "Mozilla/5.0"}
+    answer = request("GET", os.environ["E2B_SANDBOX_URL"] + "/", headers=headers)
+    assert answer.status == 502
+    assert b"This sandbox is paused" in answer.body and b'http-equiv="refresh"' in answer.body
 
 
 def test_a_port_that_nobody_listens_on_is_502_and_names_the_port(sandbox):
