@@ -2,9 +2,9 @@
 
     tally.py LOG EXIT_CODE     prints `PASSED FAILED` for the runner whose output is in LOG
 
-Reads the closing lines of cargo test, pytest, node --test and e2e/matrix/run.py. A runner that failed without naming a failed test (it
-did not compile, it was killed) counts as one failure, and so does one that ended well but ran no test at all: a
-success is never reported that no runner reported.
+Reads the closing lines of cargo test, pytest, node --test and e2e/matrix/run.py. A runner that failed without naming a
+failed test (it did not compile, it was killed) counts as one failure, and so does one that ended well but ran no test
+at all: a success is never reported that no runner reported.
 """
 
 import re

@@ -14,11 +14,6 @@ from releases import WANTED, Release, Version, nearest
 SCENARIOS = Path(__file__).resolve().parent
 INSTALLED = "installed.json"
 
-# What today's resolver would pick and the release cannot work with: (language, generation) to requirements, each with
-# its reason. Empty: every release works with what it asks for.
-PINS: dict[tuple[str, str], list[str]] = {}
-
-
 @dataclass
 class Installed:
     release: Release
@@ -56,21 +51,20 @@ def published(language: str, directory: Path) -> list[str]:
 
 
 def install(release: Release, directory: Path) -> Installed:
-    """Installs a release unless it is there already. Raises CalledProcessError when it cannot be had."""
+    """Installs a release unless it is there already. Ends the program when it cannot be had."""
     home = directory / release.language / release.version.text
     done = home / INSTALLED
     if not done.exists():
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
-        pins = PINS.get((release.language, release.generation), [])
         if release.language == "python":
             python = home / "bin" / "python"
             run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
             pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-            run([*pip, f"e2b=={release.version.text}", *pins], check=True)
+            run([*pip, f"e2b=={release.version.text}"], check=True)
         else:
             npm = ["npm", "install", "--prefix", str(home), "--no-save", "--no-package-lock", "--loglevel", "error"]
-            run([*npm, f"e2b@{release.version.text}", *pins], check=True)
+            run([*npm, f"e2b@{release.version.text}"], check=True)
         done.write_text(json.dumps({"version": release.version.text}))
     if release.language == "javascript":
         # An `import 'e2b'` is looked up beside the program, so the programs go where the SDK is.
@@ -92,8 +86,10 @@ def chosen(wanted: dict[str, list[str]], directory: Path) -> list[Release]:
 
 
 def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "NPM_CONFIG_AUDIT": "false", "NPM_CONFIG_FUND": "false"}
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
+    """Runs a package client. With `check`, one that fails ends the program with all it said."""
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "NPM_CONFIG_AUDIT": "false", "NPM_CONFIG_FUND": "false"}
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "env": {**os.environ, **quiet}}
+    done = subprocess.run(command, check=False, **options)
     if check and done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
     return done

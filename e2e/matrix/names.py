@@ -46,7 +46,8 @@ class NameServer:
 
     def command(self, command: list[str]) -> list[str]:
         """The command, in a mount namespace whose resolver is this one."""
-        return ["unshare", "--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh", str(self.directory), *command]
+        enter = "unshare --mount --propagation private sh -ec".split()
+        return [*enter, ENTER, "sh", str(self.directory), *command]
 
 
 def answer_to(query: bytes, domain: str) -> bytes | None:

@@ -30,7 +30,7 @@ class Outcome:
 HEAD = """\
 # Which SDK releases work
 
-Every published release of the E2B SDKs, unmodified, as a program of its time would use it. This page is written by
+Releases of every generation of the E2B SDKs, unmodified, each used as a program of its time would. This page is written by
 
     make sdk-matrix
 

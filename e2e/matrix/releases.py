@@ -84,6 +84,12 @@ class Release:
     wanted: str
 
     @property
+    def instead(self) -> str:
+        """Which release it stands for, where that one is not published."""
+        is_itself = self.wanted in (self.version.text, NEWEST)
+        return "" if is_itself else f" (for {self.wanted}, which is not published)"
+
+    @property
     def generation(self) -> str:
         """The scenario's file name, without its ending."""
         numbers, final = self.version.numbers, self.version.is_final
@@ -130,9 +136,7 @@ class Lack:
 
 LACKS = [
     Lack(("write_many",), "`files.write` takes one file", before={"python": "1.2.0b6", "javascript": "1.2.0-beta.4"}),
-    Lack(
-        ("watch_deep",), "`watch_dir` has no `recursive`", before={"python": "1.2.0b6", "javascript": "1.2.0-beta.4"}
-    ),
+    Lack(("watch_deep",), "`watch_dir` has no `recursive`", before={"python": "1.2.0b6", "javascript": "1.2.0-beta.4"}),
     Lack(("stat",), "there is no `files.get_info`", generations=("beta",)),
     Lack(
         ("close_stdin",),
@@ -147,7 +151,7 @@ LACKS = [
     Lack(("fork",), "there are no forks", before={"python": "2.34.0", "javascript": "2.45.0"}),
     Lack(
         ("first_program",),
-        "`Sandbox.resume(id)` is gone",
+        "there is no `Sandbox.resume(id)`",
         generations=("v1", "v2_beta_pause", "v2"),
     ),
     Lack(("host", "urls"), "a program that goes by URLs knows no host names", ways=("URL",)),
