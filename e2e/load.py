@@ -33,8 +33,9 @@ TEMPLATE = "base"
 # Of a sandbox, and of a request. Under software emulation and load both are long.
 SANDBOX_SECONDS = 1800
 REQUEST_SECONDS = 300
-# What ends in the background after the last answer: saves, removals, the refill of the warm pool.
-SETTLE_SECONDS = 180
+# What ends in the background after the last answer: saves, removals, the refill of the warm pool, and in the kernel, one
+# after the other, the network namespaces.
+SETTLE_SECONDS = 600
 # What the process writes to memory and reads back after the resume. The boot's id shows that it is the same machine.
 REMEMBER = 'read -r boot < /proc/sys/kernel/random/boot_id; echo "$boot $0" > /dev/shm/token; cat /dev/shm/token'
 RECALL = 'read -r boot < /proc/sys/kernel/random/boot_id; read -r line < /dev/shm/token; echo "$boot ${line#* }"'

@@ -3,9 +3,17 @@
 //! A form's parts are files where the field is called `file`; every other field is skipped. A file is named by the
 //! `filename` of its part, which may be a whole path; clients that name it in the URL leave that out, or give a
 //! name that means nothing.
+//!
+//! A form ends with its closing boundary, its body need not: the checksum of a packed body comes behind it. So the
+//! body is read to its end before a form counts as read.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use axum::body::Body;
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use http::header::CONTENT_DISPOSITION;
 use multer::Multipart;
 
@@ -18,10 +26,14 @@ use super::error::FileError;
 const FILE_FIELD: &str = "file";
 
 /// A form that is being read.
-#[derive(Debug)]
 pub(crate) struct Form {
     parts: Multipart<'static>,
+    body: Shared,
 }
+
+/// A body that the parser reads, and after it whoever wants the rest.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<ByteStream>>);
 
 /// One file of a form. The next one can be asked for when this one's bytes have been read or dropped.
 pub(crate) struct FilePart {
@@ -38,10 +50,11 @@ impl Form {
     pub(crate) fn new(content_type: &str, data: ByteStream) -> Result<Self, FileError> {
         let boundary = multer::parse_boundary(content_type)
             .map_err(|error| FileError::Invalid(format!("error parsing multipart form: {error}")))?;
-        Ok(Self { parts: Multipart::new(one_at_a_time(data), boundary) })
+        let body = Shared(Arc::new(Mutex::new(data)));
+        Ok(Self { parts: Multipart::new(one_at_a_time(body.clone().boxed()), boundary), body })
     }
 
-    /// The next file, if there is one more.
+    /// The next file, if there is one more; if not, everything has been read, and was as it should be.
     pub(crate) async fn next_file(&mut self) -> Result<Option<FilePart>, FileError> {
         while let Some(part) = self.parts.next_field().await.map_err(form_error)? {
             let disposition =
@@ -55,7 +68,20 @@ impl Form {
                 }));
             }
         }
+        while let Some(chunk) = self.body.next().await {
+            chunk?;
+        }
         Ok(None)
+    }
+}
+
+// === impl Shared ===
+
+impl Stream for Shared {
+    type Item = Result<Bytes, FileError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(context)
     }
 }
 

@@ -9,7 +9,8 @@
 //!   byte is overwritten, so a full disk changes nothing either.
 //! * A longer one leaves the existing file with what had arrived, cut off there, as `cat > file` would. Where its
 //!   length is announced, room is reserved first all the same.
-//! * Of several files in one request, those before the failing one are written.
+//! * Of several files in one request, those before the failing one are written; all of them, if a packed form fails behind
+//!   its last file.
 //!
 //! Nothing is forced to the disk: an upload is as durable as any program's write.
 

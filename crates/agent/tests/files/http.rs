@@ -298,6 +298,28 @@ async fn an_upload_that_cannot_be_unpacked_changes_nothing() {
     assert!(!new.exists());
 }
 
+#[tokio::test]
+async fn a_packed_form_whose_checksum_is_wrong_is_refused() {
+    let agent = Agent::start().await;
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("file");
+    let (content_type, body) = crate::support::form(&[("file", Some(text(&path)), b"contents")]);
+    let mut packed = gzip(&body);
+    // The form's last byte is long read when the checksum comes.
+    let checksum = packed.len() - 8;
+    packed[checksum] ^= 1;
+    let headers = [("content-type", content_type.as_str()), ("content-encoding", "gzip")];
+    for piece in [1, packed.len()] {
+        let pieces: Vec<_> = packed
+            .chunks(piece)
+            .map(|piece| Ok::<_, io::Error>(Frame::data(Bytes::copy_from_slice(piece))))
+            .collect();
+        let body = StreamBody::new(stream::iter(pieces)).boxed();
+        let reply = agent.send(Method::POST, "/files", &headers, body).await;
+        assert_eq!(reply.status, 400, "{}", reply.text());
+    }
+}
+
 /// Begins an upload of 8 MiB, and hangs up after `sent` bytes.
 async fn hang_up(agent: &Agent, path: &str, sent: usize) {
     let mut connection = tokio::net::TcpStream::connect(agent.address).await.unwrap();
