@@ -210,14 +210,17 @@ node_runtime() {
     node_works || die "the e2b SDK needs Node.js $NODE_MINIMUM or newer with npm; node here is $(node --version 2>&1 || true)"
 }
 
-# The newest of a package from npm, in the directory of those who use it: javascript_package DIRECTORY PACKAGE
+# The newest of some packages from npm, in the directory of those who use them: javascript_package DIRECTORY PACKAGE...
 javascript_package() {
-    local directory=$1 package=$2
+    local directory=$1 package
+    shift
     mkdir -p "$directory"
-    if ! step "newest $package from npm" \
-        npm install --prefix "$directory" --no-save --no-package-lock --loglevel error "$package@latest"; then
-        [ -d "$directory/node_modules/$package" ] || return 1
-        say "      npm did not answer; going on with the $package that was installed earlier"
+    if ! step "newest $* from npm" \
+        npm install --prefix "$directory" --no-save --no-package-lock --loglevel error "${@/%/@latest}"; then
+        for package in "$@"; do
+            [ -d "$directory/node_modules/$package" ] || return 1
+        done
+        say "      npm did not answer; going on with what was installed earlier"
     fi
 }
 

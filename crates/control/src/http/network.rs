@@ -76,7 +76,11 @@ impl NetworkDetail {
 
 /// Whether a text can be a `Host` header.
 fn is_host(text: &str) -> bool {
-    text.parse::<Authority>().is_ok_and(|host| !host.as_str().contains('@') && !host.host().is_empty())
+    let Ok(authority) = text.parse::<Authority>() else { return false };
+    let (host, port) = (authority.host(), authority.port());
+    // A port out of range is none, and what is before an '@' is in neither.
+    let parts = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    !host.is_empty() && parts == text
 }
 
 #[cfg(test)]

@@ -395,7 +395,6 @@ mod tests {
             json!({"templateID":"base","autoPauseMemory":false}),
             json!({"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}),
             json!({"templateID":"base","network":{"httpsPorts":[3000]}}),
-            json!({"templateID":"base","network":{"allowPublicTraffic":false}}),
             json!({"templateID":"base","mcp":{"x":{"y":1}}}),
             json!({"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}),
             json!({"templateID":"base","envVars":{"A=B":"c"}}),
