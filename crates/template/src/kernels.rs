@@ -30,8 +30,8 @@ pub fn keep(kernels: &Path, rootfs: &Rootfs, agent: &[u8]) -> io::Result<()> {
             fs::remove_dir_all(&aside)?;
         }
         fs::create_dir_all(aside.join(MODULES))?;
-        fs::copy(rootfs.kernel(), aside.join(KERNEL))?;
-        File::open(aside.join(KERNEL))?.sync_all()?;
+        let kernel = fs::read(rootfs.kernel())?;
+        write_durably(&aside.join(KERNEL), |file| file.write_all(&kernel))?;
         for module in rootfs.modules().map_err(io::Error::other)? {
             let path = aside.join(MODULES).join(&module.file_name);
             write_durably(&path, |file| file.write_all(&module.bytes))?;
