@@ -79,7 +79,8 @@ def test_killing_a_sandbox_ends_a_command_that_is_being_followed(server):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "ended: TimeoutException\n"
+    # The SDK asks for the health after the cut and, told 502, says which of its exceptions it is.
+    assert done.stdout in ("ended: SandboxNotRunningException\n", "ended: TimeoutException\n")
 
 
 # The command would run for an hour; what ends it is the kill.
