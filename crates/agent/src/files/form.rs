@@ -50,7 +50,8 @@ impl Form {
     pub(crate) fn new(content_type: &str, data: ByteStream) -> Result<Self, FileError> {
         let boundary = multer::parse_boundary(content_type)
             .map_err(|error| FileError::Invalid(format!("error parsing multipart form: {error}")))?;
-        let body = Shared(Arc::new(Mutex::new(data)));
+        // Asked again after its end, when the parser has seen that already.
+        let body = Shared(Arc::new(Mutex::new(data.fuse().boxed())));
         Ok(Self { parts: Multipart::new(one_at_a_time(body.clone().boxed()), boundary), body })
     }
 
