@@ -32,6 +32,7 @@ pub(crate) fn page(refusal: &Refusal, asked: &Asked<'_>) -> String {
     let Words { heading, advice, reloads } = words(refusal);
     let code = refusal.status().as_u16();
     let (heading, title) = (escape(&heading), escape(&heading));
+    let advice = if advice.is_empty() { String::new() } else { format!("<p>{advice}</p>\n") };
     let place = match (asked.id, asked.port) {
         (Some(id), Some(port)) => {
             format!("<dl><dt>Sandbox</dt><dd>{id}</dd><dt>Port</dt><dd>{port}</dd></dl>\n")
@@ -51,7 +52,7 @@ pub(crate) fn page(refusal: &Refusal, asked: &Asked<'_>) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"robots\" content=\"noindex\">\n{refresh}<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n\
-         <body>\n<main>\n<p class=\"code\">{code}</p>\n<h1>{heading}</h1>\n<p>{advice}</p>\n{place}{waiting}</main>\n</body>\n\
+         <body>\n<main>\n<p class=\"code\">{code}</p>\n<h1>{heading}</h1>\n{advice}{place}{waiting}</main>\n</body>\n\
          </html>\n"
     )
 }
