@@ -32,13 +32,12 @@ DIRECTORY = TARGET / "sdk-matrix"
 PAGE = ROOT / "docs" / "sdk-matrix.md"
 # Ends a run that hangs; one takes about ten seconds on a machine that has nothing else to do.
 RUN_SECONDS = 600
-# How many runs share the server at a time. They wait more than they work.
-AT_ONCE = 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--at-once", type=int, default=3, help="runs that share the server; they wait more than they work")
     parser.add_argument("releases", nargs="*")
     arguments = parser.parse_args()
     wanted = SHORT if arguments.short else named(arguments.releases) or WANTED
@@ -49,7 +48,7 @@ def main() -> int:
         print(f"  {release.language} {release.version.text}{release.instead}", flush=True)
         installed.append(install(release, DIRECTORY))
 
-    with site(DIRECTORY) as under_test, ThreadPoolExecutor(AT_ONCE) as pool:
+    with site(DIRECTORY) as under_test, ThreadPoolExecutor(arguments.at_once) as pool:
         runs = [pool.submit(run, under_test, *variant) for variant in variants(installed)]
         try:
             outcomes = [told(done.result()) for done in runs]
