@@ -282,9 +282,9 @@ fn point(second: i64) -> MetricPoint {
         at: Timestamp::from_second(second).unwrap(),
         cpu_count: 1,
         cpu_used_pct: 12.5,
-        mem_total: 512,
-        mem_used: 256,
-        mem_cache: 128,
+        mem_total: 512 << 20,
+        mem_used: 256 << 20,
+        mem_cache: 128 << 20,
         disk_used: 1024,
         disk_total: 8192,
     }
@@ -647,6 +647,16 @@ async fn logs_have_the_shapes_the_cli_and_sdks_read() {
     for query in ["limit=1001", "limit=-1", "direction=up", "level=loud", "cursor=now", &long] {
         let (status, refused) = server.ask("GET", &format!("/v2/sandboxes/{id}/logs?{query}"), "").await;
         assert_eq!((status, &refused["code"]), (400, &json!(400)), "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_have_what_the_first_sdks_that_ask_for_them_cannot_do_without() {
+    let server = Server::start().await;
+    let id = server.create().await;
+    let (_, points) = server.ask("GET", &format!("/sandboxes/{id}-00000000/metrics"), "").await;
+    for field in ["timestamp", "cpuCount", "cpuUsedPct", "memUsedMiB", "memTotalMiB"] {
+        assert!(!points[0][field].is_null(), "{field} is not in {}", points[0]);
     }
 }
 
