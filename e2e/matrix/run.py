@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,6 +32,8 @@ from site_under_test import Site, site  # noqa: E402
 
 DIRECTORY = TARGET / "sdk-matrix"
 PAGE = ROOT / "docs" / "sdk-matrix.md"
+# Scenarios at work, each the leader of its own process group.
+running: set[subprocess.Popen] = set()
 # Ends a run that hangs; one takes about ten seconds on a machine that has nothing else to do.
 RUN_SECONDS = 600
 
@@ -57,7 +60,11 @@ def main() -> int:
         try:
             outcomes = [told(done.result()) for done in runs]
         finally:
-            pool.shutdown(cancel_futures=True)
+            # Nothing is left running by an interrupted run, and nothing at all by a whole one.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
     if not arguments.short and not arguments.releases and len(arguments.features) == len(FEATURES):
         PAGE.write_text(page(outcomes, what_ran()))
         print(f"wrote {PAGE.relative_to(ROOT)}")
@@ -126,12 +133,15 @@ def execute(under_test: Site, way: str, command: list[str]) -> tuple[int, str]:
         text=True,
         start_new_session=True,
     )
+    running.add(process)
     try:
         output, _ = process.communicate(timeout=RUN_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         output += f"\nended after {RUN_SECONDS} s"
+    finally:
+        running.discard(process)
     with (LOGS / "sdk-matrix.log").open("a") as log:
         log.write(f"$ {' '.join(command)}\n{output}\n")
     return process.returncode, output

@@ -101,7 +101,7 @@ class Steps:
 
     async def deadline(self):
         try:
-            await self.command("sleep 1000", timeout=3)
+            await self.command("sleep 1000", timeout=5)
         except TimeoutException:
             return
         raise AssertionError("a command over its timeout went on")
