@@ -1,8 +1,9 @@
 """The newest `@e2b/cli`, driven as a person drives it."""
 
 import json
+import time
 
-from terminal import ended
+from terminal import DEADLINE_SECONDS, ended
 
 
 def listed(e2b, state: str = "running,paused") -> dict[str, str]:
@@ -10,6 +11,17 @@ def listed(e2b, state: str = "running,paused") -> dict[str, str]:
     answer = e2b.piped("sandbox", "list", "--state", state, "--format", "json")
     assert answer.returncode == 0, answer
     return {sandbox["sandboxId"]: sandbox["state"] for sandbox in json.loads(answer.stdout)}
+
+
+def shows(e2b, wanted: str, *arguments: str) -> str:
+    """Runs a command again and again until it shows what is wanted."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        shown = e2b.run(*arguments)
+        assert shown.code == 0, shown
+        if wanted in shown.text:
+            return shown.text
+        assert time.monotonic() < deadline, f"waited for {wanted!r} in {shown.text!r}"
 
 
 def test_create_opens_a_shell_in_a_new_sandbox_and_ends_it_with_the_shell(e2b):
@@ -144,6 +156,40 @@ def test_a_lifecycle_that_pauses_is_passed_on(e2b):
     sandbox_id = e2b.make("--lifecycle.ontimeout", "pause")
     info = json.loads(e2b.piped("sandbox", "info", sandbox_id, "--format", "json").stdout)
     assert info["lifecycle"]["onTimeout"] == "pause", info
+
+
+def test_logs_show_what_commands_printed_to_people_and_programs(e2b, sandbox_id):
+    assert e2b.run("sandbox", "exec", sandbox_id, "echo", "printed-to-the-log").code == 0
+    text = shows(e2b, "'printed-to-the-log'", "sandbox", "logs", sandbox_id)
+    assert "INFO" in text, text
+    lines = e2b.piped("sandbox", "logs", sandbox_id, "--format", "json").stdout.splitlines()
+    assert "printed-to-the-log" in [json.loads(line)["message"] for line in lines]
+    errors = e2b.run("sandbox", "logs", sandbox_id, "--level", "ERROR")
+    assert errors.code == 0 and "'printed-to-the-log'" not in errors.text, errors
+
+
+def test_logs_are_followed_until_the_sandbox_is_killed(e2b, sandbox_id):
+    terminal = e2b.start("sandbox", "logs", "--follow", sandbox_id)
+    terminal.expect("Logs for sandbox")
+    assert e2b.run("sandbox", "exec", sandbox_id, "echo", "while-it-is-followed").code == 0
+    terminal.expect("'while-it-is-followed'")
+    assert e2b.run("sandbox", "kill", sandbox_id).code == 0
+    ended(terminal)
+
+
+def test_metrics_show_what_a_sandbox_uses_to_people_and_programs(e2b, sandbox_id):
+    text = shows(e2b, "CPU", "sandbox", "metrics", sandbox_id)
+    assert "Memory" in text and "Disk" in text, text
+    lines = e2b.piped("sandbox", "metrics", sandbox_id, "--format", "json").stdout.splitlines()
+    newest = json.loads(lines[-1])
+    assert newest["cpuCount"] >= 1 and 0 < newest["memUsed"] < newest["memTotal"], newest
+
+
+def test_metrics_are_followed_until_the_sandbox_is_killed(e2b, sandbox_id):
+    terminal = e2b.start("sandbox", "metrics", "--follow", sandbox_id)
+    terminal.expect("CPU")
+    assert e2b.run("sandbox", "kill", sandbox_id).code == 0
+    ended(terminal)
 
 
 def test_templates_are_listed(e2b):

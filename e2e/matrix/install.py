@@ -14,6 +14,7 @@ from releases import WANTED, Release, Version, nearest
 SCENARIOS = Path(__file__).resolve().parent
 INSTALLED = "installed.json"
 
+
 @dataclass
 class Installed:
     release: Release

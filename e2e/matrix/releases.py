@@ -43,6 +43,7 @@ FEATURES = {
     "urls": "upload and download URLs",
     "list": "list sandboxes",
     "info": "a sandbox's description",
+    "metrics": "what a sandbox uses: CPU, memory",
     "timeout": "set the timeout; it ends a sandbox",
     "auto_pause": "a timeout that pauses",
     "pause": "pause, and pause again",
@@ -135,20 +136,21 @@ class Lack:
 
 
 LACKS = [
-    Lack(("write_many",), "`files.write` takes one file", before={"python": "1.2.0b6", "javascript": "1.2.0-beta.4"}),
-    Lack(("watch_deep",), "`watch_dir` has no `recursive`", before={"python": "1.2.0b6", "javascript": "1.2.0-beta.4"}),
+    Lack(("write_many",), "`files.write` takes one file", before={"python": "1.2.0b3", "javascript": "1.2.0-beta.4"}),
+    Lack(("watch_deep",), "`watch_dir` has no `recursive`", before={"python": "1.2.0b3", "javascript": "1.2.0-beta.4"}),
     Lack(("stat",), "there is no `files.get_info`", generations=("beta",)),
     Lack(
         ("close_stdin",),
         "a command's standard input cannot be closed",
-        before={"python": "2.30.0", "javascript": "2.15.0"},
+        before={"python": "2.27.0", "javascript": "2.13.0"},
     ),
     Lack(("info",), "there is no `get_info`", generations=("beta",)),
+    Lack(("metrics",), "there is no `get_metrics`", before={"python": "1.2.0b0", "javascript": "1.2.0-beta.0"}),
     Lack(("auto_pause",), "a timeout always kills", generations=("beta", "v1")),
     Lack(("pause", "resume"), "stable releases before 2.0.0 cannot pause", generations=("v1",)),
-    Lack(("snapshot",), "there are no snapshots", before={"python": "2.14.0", "javascript": "2.14.0"}),
-    Lack(("disk_pause",), "every pause keeps the memory", before={"python": "2.30.0", "javascript": "2.30.0"}),
-    Lack(("fork",), "there are no forks", before={"python": "2.34.0", "javascript": "2.45.0"}),
+    Lack(("snapshot",), "there are no snapshots", before={"python": "2.14.0", "javascript": "2.13.0"}),
+    Lack(("disk_pause",), "every pause keeps the memory", before={"python": "2.30.0", "javascript": "2.31.0"}),
+    Lack(("fork",), "there are no forks", before={"python": "2.34.0", "javascript": "2.35.0"}),
     Lack(
         ("first_program",),
         "there is no `Sandbox.resume(id)`",

@@ -3,6 +3,7 @@
     run.py                                      all releases; writes docs/sdk-matrix.md
     run.py --short                              the oldest, a middle and the newest: what `make test` runs
     run.py python==2.3.4 javascript==2.9.0      these (the nearest that is published)
+    run.py --features create,pty,kill ...       these features only, where the release has them
 
 Installs what is missing into target/sdk-matrix, which is kept for the next run. Exits 1 if anything that a release can
 do did not work. The last line adds up: `sdk-matrix: N passed, N failed`.
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,15 +32,19 @@ from site_under_test import Site, site  # noqa: E402
 
 DIRECTORY = TARGET / "sdk-matrix"
 PAGE = ROOT / "docs" / "sdk-matrix.md"
+# Scenarios at work, each the leader of its own process group.
+running: set[subprocess.Popen] = set()
 # Ends a run that hangs; one takes about ten seconds on a machine that has nothing else to do.
 RUN_SECONDS = 600
-# How many runs share the server at a time. They wait more than they work.
-AT_ONCE = 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--short", action="store_true")
+    parser.add_argument(
+        "--at-once", type=int, default=3, help="runs that share the server; they wait more than they work"
+    )
+    parser.add_argument("--features", type=lambda text: text.split(","), default=list(FEATURES))
     parser.add_argument("releases", nargs="*")
     arguments = parser.parse_args()
     wanted = SHORT if arguments.short else named(arguments.releases) or WANTED
@@ -49,13 +55,17 @@ def main() -> int:
         print(f"  {release.language} {release.version.text}{release.instead}", flush=True)
         installed.append(install(release, DIRECTORY))
 
-    with site(DIRECTORY) as under_test, ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = [pool.submit(run, under_test, *variant) for variant in variants(installed)]
+    with site(DIRECTORY) as under_test, ThreadPoolExecutor(arguments.at_once) as pool:
+        runs = [pool.submit(run, under_test, arguments.features, *variant) for variant in variants(installed)]
         try:
             outcomes = [told(done.result()) for done in runs]
         finally:
-            pool.shutdown(cancel_futures=True)
-    if not arguments.short and not arguments.releases:
+            # Nothing is left running by an interrupted run, and nothing at all by a whole one.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+    if not arguments.short and not arguments.releases and len(arguments.features) == len(FEATURES):
         PAGE.write_text(page(outcomes, what_ran()))
         print(f"wrote {PAGE.relative_to(ROOT)}")
     failed = sum(len(outcome.failed) for outcome in outcomes)
@@ -82,11 +92,11 @@ def variants(installed: list[Installed]) -> Iterator[tuple[Installed, str, str]]
                 yield one, way, flavour
 
 
-def run(under_test: Site, one: Installed, way: str, flavour: str) -> Outcome:
-    """Runs a release's scenario. What it did not report did not work."""
+def run(under_test: Site, features: list[str], one: Installed, way: str, flavour: str) -> Outcome:
+    """Runs a release's scenario for those of the features that it has. What it did not report did not work."""
     outcome = Outcome(one.release, way, flavour)
     started = time.monotonic()
-    expected = [feature for feature in FEATURES if lack(one.release, way, flavour, feature) is None]
+    expected = [feature for feature in features if lack(one.release, way, flavour, feature) is None]
     steps = [feature for feature in expected if feature != "first_program"]
     outcome.why, ending = report(under_test, way, one.command(flavour, steps))
     for feature in steps:
@@ -123,12 +133,15 @@ def execute(under_test: Site, way: str, command: list[str]) -> tuple[int, str]:
         text=True,
         start_new_session=True,
     )
+    running.add(process)
     try:
         output, _ = process.communicate(timeout=RUN_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         output += f"\nended after {RUN_SECONDS} s"
+    finally:
+        running.discard(process)
     with (LOGS / "sdk-matrix.log").open("a") as log:
         log.write(f"$ {' '.join(command)}\n{output}\n")
     return process.returncode, output

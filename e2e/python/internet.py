@@ -1,8 +1,8 @@
 """A small internet in a network namespace: a resolver, sites under several names, a private service.
 
-    203.0.113.53    DNS for *.test
-    203.0.113.10    api.example.test and www.example.test, over HTTP and HTTPS
-    203.0.113.20    somebody else, who answers to any name
+    198.51.100.53    DNS for *.test
+    198.51.100.10    api.example.test and www.example.test, over HTTP and HTTPS
+    198.51.100.20    somebody else, who answers to any name
     10.222.0.2      a service in a private range
 
 As a module: `internet()`, which makes it and takes it away. As a program, inside the namespace: its servers.
@@ -21,7 +21,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-RESOLVER, SITE, STRANGER = "203.0.113.53", "203.0.113.10", "203.0.113.20"
+RESOLVER, SITE, STRANGER = "198.51.100.53", "198.51.100.10", "198.51.100.20"
 PRIVATE = "10.222.0.2"
 NAMES = {"api.example.test": SITE, "www.example.test": SITE, "inside.example.test": PRIVATE}
 
@@ -47,7 +47,7 @@ def internet():
         run("ip", "netns", "add", name)
         try:
             run("ip", "link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
-            for address in ("203.0.113.1/24", "10.222.0.1/24"):
+            for address in ("198.51.100.1/24", "10.222.0.1/24"):
                 run("ip", "addr", "add", address, "dev", near)
             run("ip", "link", "set", near, "up")
             for address in (RESOLVER, SITE, STRANGER, PRIVATE):

@@ -99,7 +99,7 @@ def test_what_is_reached_changes_while_a_sandbox_runs(world, sandboxes):
     assert attempts(sandbox, *everything) == [f"{SITE} -", f"{STRANGER} -"]
     sandbox.update_network({"deny_out": [STRANGER]})
     assert attempts(sandbox, *everything) == [f"{SITE} -", "ConnectionRefusedError"]
-    sandbox.update_network({"allow_out": [STRANGER], "deny_out": ["203.0.113.0/24"]})
+    sandbox.update_network({"allow_out": [STRANGER], "deny_out": ["198.51.100.0/24"]})
     assert attempts(sandbox, *everything) == ["ConnectionRefusedError", f"{STRANGER} -"]
     sandbox.update_network({"allow_internet_access": False})
     assert attempts(sandbox, *everything) == ["ConnectionRefusedError"] * 2

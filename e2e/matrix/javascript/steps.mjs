@@ -202,6 +202,16 @@ export class Steps {
 
   // --- the sandbox as a whole ---
 
+  async metrics() {
+    const measured = await waitFor(async () => {
+      const points = await this.sandbox.getMetrics()
+      return points.length > 0 && points.at(-1)
+    }, () => 'a measurement')
+    // The pre-releases have it in MiB.
+    const total = measured.memTotalMiB ?? measured.memTotal / 2 ** 20
+    assert.ok(measured.cpuCount >= 1 && total > 256 && total <= 512, JSON.stringify(measured))
+  }
+
   /** Puts something into memory, and only there, that a resume must bring back. */
   async remember() {
     await this.sandbox.files.write('/home/user/kept.txt', this.mark)

@@ -101,7 +101,7 @@ class Steps:
 
     async def deadline(self):
         try:
-            await self.command("sleep 1000", timeout=3)
+            await self.command("sleep 1000", timeout=5)
         except TimeoutException:
             return
         raise AssertionError("a command over its timeout went on")
@@ -205,6 +205,15 @@ class Steps:
         assert await settle(self.sandbox.files.read("/home/user/up.txt")) == self.mark
 
     # --- the sandbox as a whole ---
+
+    async def metrics(self):
+        async def measured():
+            return await settle(self.sandbox.get_metrics())
+
+        newest = (await wait_for(measured, "a measurement"))[-1]
+        # The pre-releases have it in MiB.
+        total = getattr(newest, "mem_total_mib", None) or newest.mem_total >> 20
+        assert newest.cpu_count >= 1 and 256 < total <= 512, newest
 
     async def running(self, sandbox=None) -> bool:
         return await settle((sandbox or self.sandbox).is_running())

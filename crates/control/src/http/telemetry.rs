@@ -111,6 +111,12 @@ pub(super) struct SandboxMetric {
     mem_cache: u64,
     disk_used: u64,
     disk_total: u64,
+    /// The same in MiB, without which the SDKs of the protocol's first version (1.2.0b0 to b6) cannot read the rest
+    #[serde(rename = "memUsedMiB")]
+    mem_used_mib: u64,
+    /// See `memUsedMiB`
+    #[serde(rename = "memTotalMiB")]
+    mem_total_mib: u64,
 }
 
 /// The newest metrics of several sandboxes; those that have none are not among them.
@@ -322,6 +328,8 @@ impl From<MetricPoint> for SandboxMetric {
             mem_cache: point.mem_cache,
             disk_used: point.disk_used,
             disk_total: point.disk_total,
+            mem_used_mib: point.mem_used >> 20,
+            mem_total_mib: point.mem_total >> 20,
         }
     }
 }
