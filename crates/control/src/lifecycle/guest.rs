@@ -19,12 +19,18 @@ use tracing::Instrument;
 
 use crate::registry::SandboxRecord;
 
-/// How long a guest may take to answer, in all. Generous: a host under heavy load is slow, not broken.
-pub(super) const LIMIT: Duration = Duration::from_secs(60);
+/// How long a guest may take to answer, in all. A machine whose guest never does is given up, and what was not saved of
+/// its sandbox with it: so it is far longer than any load of the host explains.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// How long a guest may take to write everything to its disk. One that is not done then runs on, and is not paused.
+const FREEZE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long an attempt to connect is alone, and how long after a refusal another begins.
 const BESIDE: Duration = Duration::from_millis(800);
 const AFTER_REFUSAL: Duration = Duration::from_millis(30);
+/// Attempts at a time.
+const MOST_ATTEMPTS: usize = 8;
 
 /// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
 const ENTROPY_BYTES: usize = 32;
@@ -32,8 +38,8 @@ const ENTROPY_BYTES: usize = 32;
 /// Why a guest could not be told who it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InitError {
-    #[error("the agent did not answer within {} s", LIMIT.as_secs())]
-    TimedOut,
+    #[error("the agent did not answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
     #[error("no connection to the agent: {0}")]
     Connect(#[from] std::io::Error),
     #[error("the connection to the agent broke: {0}")]
@@ -54,13 +60,13 @@ pub(super) fn new_lifecycle_id() -> String {
 #[tracing::instrument(name = "guest.freeze", skip_all)]
 pub(super) async fn freeze(connector: &Connector) -> Result<(), InitError> {
     let freezing = post(connector, "/freeze", Vec::new());
-    tokio::time::timeout(LIMIT, freezing).await.map_err(|_| InitError::TimedOut)?
+    tokio::time::timeout(FREEZE_LIMIT, freezing).await.map_err(|_| InitError::TimedOut(FREEZE_LIMIT))?
 }
 
 /// Lets the guest write to its disk again.
 pub(super) async fn thaw(connector: &Connector) -> Result<(), InitError> {
     let thawing = post(connector, "/unfreeze", Vec::new());
-    tokio::time::timeout(LIMIT, thawing).await.map_err(|_| InitError::TimedOut)?
+    tokio::time::timeout(FREEZE_LIMIT, thawing).await.map_err(|_| InitError::TimedOut(FREEZE_LIMIT))?
 }
 
 /// Tells the agent behind `connector` who it is, and waits until it is so; of a machine that boots, until it serves.
@@ -107,7 +113,9 @@ pub(super) async fn trust(
 
 async fn tell(connector: &Connector, request: &InitRequest) -> Result<(), InitError> {
     let body = serde_json::to_vec(request).map_err(|e| InitError::Request(e.to_string()))?;
-    tokio::time::timeout(LIMIT, post(connector, "/init", body)).await.map_err(|_| InitError::TimedOut)?
+    tokio::time::timeout(LIMIT, post(connector, "/init", body))
+        .await
+        .map_err(|_| InitError::TimedOut(LIMIT))?
 }
 
 /// Connects as soon as the agent listens.
@@ -131,7 +139,7 @@ async fn connect(connector: &Connector) -> std::io::Result<TcpStream> {
                 Err(_) => attempts.push(attempt(AFTER_REFUSAL)),
                 connected => return connected,
             },
-            _ = next_attempt.tick() => attempts.push(attempt(Duration::ZERO)),
+            _ = next_attempt.tick(), if attempts.len() < MOST_ATTEMPTS => attempts.push(attempt(Duration::ZERO)),
         }
     }
 }

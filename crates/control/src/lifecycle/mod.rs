@@ -53,9 +53,9 @@ pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
 pub use reconcile::Reconciled;
 
-/// How long traffic waits for a sandbox that is changing its state before it is told to try again: no less than the
-/// longest of all changes may take, the boot of a sandbox whose memory was not kept.
-const TRANSITION_LIMIT: Duration = guest::LIMIT;
+/// How long traffic waits for a sandbox that is changing its state before it is told to try again: as long as
+/// SDKs wait for an answer.
+const TRANSITION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Handle to all sandboxes of this node. Cheap to clone.
 #[derive(Clone)]
