@@ -15,7 +15,7 @@ from names import NameServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from server import Server, data_dir, free_port, torpor  # noqa: E402
+from server import Server, data_dir, torpor  # noqa: E402
 
 # Reserved for such use; it exists nowhere but in our own name server.
 DOMAIN = "e2b.test"
@@ -48,14 +48,12 @@ def site(directory: Path) -> Iterator[Site]:
         names = NameServer(domain.partition(":")[0], directory / "names")
         yield Site(names, os.environ["TORPOR_E2E_URL"], os.environ["E2B_API_KEY"], by_name)
         return
-    data = data_dir()
-    port = free_port()
-    address = f"{DOMAIN}:{port}"
-    made = torpor("tls", "--data-dir", str(data), "--domain", address, "--json")
+    server = Server(data_dir())
+    address = f"{DOMAIN}:{server.https_port}"
+    made = torpor("tls", "--data-dir", str(server.data), "--domain", address, "--json")
     if made.returncode != 0:
         raise SystemExit(f"torpor tls failed: {made.stderr}")
-    server = Server(data)
-    server.settings = ["--https-listen", f"127.0.0.1:{port}", "--domain", address]
+    server.settings = ["--domain", address]
     try:
         server.start()
         names = NameServer(DOMAIN, directory / "names")
