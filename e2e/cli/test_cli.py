@@ -163,7 +163,7 @@ def test_logs_show_what_commands_printed_to_people_and_programs(e2b, sandbox_id)
     text = shows(e2b, "'printed-to-the-log'", "sandbox", "logs", sandbox_id)
     assert "INFO" in text, text
     lines = e2b.piped("sandbox", "logs", sandbox_id, "--format", "json").stdout.splitlines()
-    assert "printed-to-the-log" in [json.loads(line)["message"] for line in lines]
+    assert "printed-to-the-log" in [json.loads(line)["message"] for line in lines if line]
     errors = e2b.run("sandbox", "logs", sandbox_id, "--level", "ERROR")
     assert errors.code == 0 and "'printed-to-the-log'" not in errors.text, errors
 
