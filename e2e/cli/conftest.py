@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,13 @@ def addresses():
 
 
 @pytest.fixture
-def e2b(addresses, tmp_path):
+def e2b(addresses):
     assert PROGRAM.exists(), f"{PROGRAM} is missing: npm install --prefix {TARGET / 'cli'} @e2b/cli"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("E2B_")}
-    command_line = CommandLine(PROGRAM, {**kept, **addresses, "HOME": str(tmp_path), "TERM": "xterm-256color"})
-    yield command_line
-    command_line.clean()
+    with tempfile.TemporaryDirectory() as home:
+        command_line = CommandLine(PROGRAM, {**kept, **addresses, "HOME": home, "TERM": "xterm-256color"})
+        yield command_line
+        command_line.clean()
 
 
 @pytest.fixture
