@@ -64,7 +64,7 @@ fn an_image_grows_in_use_and_gives_back_what_is_freed() {
             break;
         }
         assert!(std::time::Instant::now() < deadline, "{} of {filled} bytes are left", allocated());
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
     }
 }
 
