@@ -19,6 +19,7 @@
 
 mod access;
 mod body;
+mod encrypt;
 mod front;
 mod headers;
 mod page;

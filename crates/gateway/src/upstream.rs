@@ -1,5 +1,6 @@
 //! One run of a sandbox, as the gateway sees it: how to connect to its ports, and a token that ends it.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -13,10 +14,12 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::body::Body;
+use crate::encrypt::encrypt;
 
 /// How long a guest may take to accept a connection. Emulated guests under load take tenths of a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,15 +49,21 @@ pub struct Upstream {
 #[derive(Clone)]
 struct Dial {
     connect: Arc<dyn Connect>,
+    https_ports: Arc<BTreeSet<u16>>,
     closed: CancellationToken,
 }
+
+/// A connection to a program, encrypted or not.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection that fails, in whatever it is doing, once the sandbox has stopped.
 ///
 /// Idle connections are being read (for their end) too, so they close as well; a socket left open would keep the
 /// sandbox's network namespace alive.
 struct CutStream {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<Box<dyn Duplex>>,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -73,9 +82,11 @@ where
 // === impl Upstream ===
 
 impl Upstream {
-    /// `closed` is to be cancelled the moment the sandbox stops: it cuts every connection made through this.
-    pub fn new(connect: impl Connect, closed: CancellationToken) -> Self {
-        let dial = Dial { connect: Arc::new(connect), closed: closed.clone() };
+    /// `closed` is to be cancelled the moment the sandbox stops: it cuts every connection made through this. Programs on
+    /// `https_ports` are spoken to in TLS.
+    pub fn new(connect: impl Connect, https_ports: BTreeSet<u16>, closed: CancellationToken) -> Self {
+        let dial =
+            Dial { connect: Arc::new(connect), https_ports: Arc::new(https_ports), closed: closed.clone() };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -120,12 +131,20 @@ impl tower::Service<Uri> for Dial {
         let dial = self.clone();
         Box::pin(async move {
             let port = uri.port_u16().ok_or(io::ErrorKind::InvalidInput)?;
+            let connecting = async {
+                let stream = dial.connect.connect(port).await?;
+                stream.set_nodelay(true)?;
+                let stream: Box<dyn Duplex> = match dial.https_ports.contains(&port) {
+                    true => Box::new(encrypt(stream).await?),
+                    false => Box::new(stream),
+                };
+                Ok::<_, io::Error>(stream)
+            };
             let stream = tokio::select! {
                 biased;
                 () = dial.closed.cancelled() => return Err(io::ErrorKind::ConnectionAborted.into()),
-                stream = tokio::time::timeout(CONNECT_TIMEOUT, dial.connect.connect(port)) => stream??,
+                stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting) => stream??,
             };
-            stream.set_nodelay(true)?;
             Ok(CutStream { io: TokioIo::new(stream), closed: Box::pin(dial.closed.cancelled_owned()) })
         })
     }

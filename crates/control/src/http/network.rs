@@ -1,14 +1,15 @@
 //! `network` of a sandbox on the wire: `SandboxNetworkConfig` of protocol section 1.1.
 
+use std::collections::BTreeSet;
+
 use axum::http::uri::Authority;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use torpor_network::AGENT_PORT;
 use torpor_types::{Ingress, NetworkConfig};
 use utoipa::ToSchema;
 
 use super::egress::EgressJson;
 use super::error::ApiError;
-use super::wire::is_nothing;
 
 /// What a client wants of a sandbox's traffic.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -17,7 +18,7 @@ use super::wire::is_nothing;
 pub(super) struct Network {
     allow_public_traffic: Option<bool>,
     mask_request_host: Option<String>,
-    https_ports: Value,
+    https_ports: Option<Vec<i64>>,
     #[serde(flatten)]
     egress: EgressJson,
 }
@@ -29,6 +30,8 @@ pub(super) struct NetworkDetail {
     allow_public_traffic: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     mask_request_host: Option<String>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    https_ports: BTreeSet<u16>,
     #[serde(flatten)]
     egress: EgressJson,
 }
@@ -39,9 +42,6 @@ impl Network {
     /// Checks it. What this server cannot do yet is refused, not ignored: a client that asks for a firewall rule must
     /// not believe that it has one.
     pub(super) fn into_config(self, allow_internet: bool) -> Result<NetworkConfig, ApiError> {
-        if !is_nothing(&self.https_ports) {
-            return Err(ApiError::bad_request("network.httpsPorts is not supported by this server yet"));
-        }
         Ok(NetworkConfig { ingress: self.ingress()?, egress: self.egress.into_egress(allow_internet)? })
     }
 
@@ -54,9 +54,22 @@ impl Network {
                 "network.maskRequestHost: '{mask}' is not a host name with or without a port, such as localhost:${{PORT}}"
             )));
         }
+        let mut https_ports = BTreeSet::new();
+        for port in self.https_ports.iter().flatten() {
+            match u16::try_from(*port) {
+                Ok(port) if port != 0 && port != AGENT_PORT => https_ports.insert(port),
+                _ => {
+                    return Err(ApiError::bad_request(format!(
+                        "network.httpsPorts: {port} is no port of a program: those are 1 to 65535 without {AGENT_PORT}, \
+                         which is the agent's"
+                    )));
+                }
+            };
+        }
         Ok(Ingress {
             allow_public_traffic: self.allow_public_traffic.unwrap_or(true),
             mask_request_host: mask,
+            https_ports,
         })
     }
 }
@@ -69,6 +82,7 @@ impl NetworkDetail {
         (*config != NetworkConfig::default()).then(|| Self {
             allow_public_traffic: config.ingress.allow_public_traffic,
             mask_request_host: config.ingress.mask_request_host.clone(),
+            https_ports: config.ingress.https_ports.clone(),
             egress: EgressJson::from(&config.egress),
         })
     }
@@ -86,7 +100,7 @@ fn is_host(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -108,6 +122,14 @@ mod tests {
     fn a_mask_that_is_no_host_is_refused() {
         for wrong in ["a b", "http://localhost", "user@host", "localhost:${PORT}0", "${HOST}", "a/b", ":80"] {
             assert!(ingress(json!({ "maskRequestHost": wrong })).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ports_that_serve_https_are_ports_of_programs() {
+        assert_eq!(ingress(json!({"httpsPorts": [8443, 3000]})).unwrap().https_ports, [3000, 8443].into());
+        for wrong in [0, -1, 65536, i64::from(AGENT_PORT)] {
+            assert!(ingress(json!({ "httpsPorts": [wrong] })).is_err(), "{wrong}");
         }
     }
 

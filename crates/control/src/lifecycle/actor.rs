@@ -131,6 +131,7 @@ pub(super) struct Actor {
     epoch: u64,
     /// Saves whose result has not come yet, the overtaken ones among them.
     saves_under_way: usize,
+    copying: bool,
     last_pause: Option<Window>,
     last_resume: Option<Window>,
     retry_expiry_at: Option<tokio::time::Instant>,
@@ -186,7 +187,8 @@ impl Actor {
     ) -> Status {
         let (commands, inbox) = mpsc::channel(INBOX);
         let (events, inbound) = mpsc::unbounded_channel();
-        let first = Status { row: Arc::new(row.clone()), route: None, durable: true, gone: false };
+        let first =
+            Status { row: Arc::new(row.clone()), route: None, durable: true, copying: false, gone: false };
         let (status, watcher) = watch::channel(first);
         let mut actor = Actor {
             node,
@@ -202,6 +204,7 @@ impl Actor {
             inbound,
             epoch: 0,
             saves_under_way: 0,
+            copying: false,
             last_pause: None,
             last_resume: None,
             retry_expiry_at: None,
@@ -324,13 +327,14 @@ impl Actor {
         }
         let (route, durable) = match &self.carrier {
             Carrier::Running { machine, closed, awake: true } if self.row.state == StoredState::Running => {
-                (Some(Route { connector: machine.connector(), closed: closed.clone() }), true)
+                let https_ports = self.row.record.network.ingress.https_ports.clone();
+                (Some(Route { connector: machine.connector(), https_ports, closed: closed.clone() }), true)
             }
             Carrier::Stopped { .. } => (None, false),
             Carrier::Running { .. } | Carrier::Nothing => (None, true),
         };
         let row = Arc::new(self.row.clone());
-        self.status.send_replace(Status { row, route, durable, gone: false });
+        self.status.send_replace(Status { row, route, durable, copying: self.copying, gone: false });
     }
 
     fn watch_exit(&self, machine: &Machine) {

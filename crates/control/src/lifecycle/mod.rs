@@ -68,6 +68,8 @@ pub struct Sandboxes {
 pub struct Route {
     /// Opens connections to the sandbox's ports.
     pub connector: Connector,
+    /// Ports whose programs are spoken to in TLS.
+    pub https_ports: std::collections::BTreeSet<u16>,
     /// Cancelled the moment the machine behind it stops (pause, kill, crash): cut every stream then.
     pub closed: tokio_util::sync::CancellationToken,
 }
@@ -94,6 +96,8 @@ struct Status {
     route: Option<Route>,
     /// Whether everything up to the last pause is on disk.
     durable: bool,
+    /// It runs, and is being copied: for a moment its machine stands still.
+    copying: bool,
     /// Destroyed; the entry is about to vanish.
     gone: bool,
 }
@@ -210,7 +214,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// [`LifecycleError::NotFound`], [`LifecycleError::Paused`] (a paused sandbox has no deadline),
-    /// [`LifecycleError::InTransition`] while it is being paused, [`LifecycleError::MaxLengthExceeded`] if it has run
+    /// [`LifecycleError::InTransition`] while it is being paused or copied, [`LifecycleError::MaxLengthExceeded`] if it has run
     /// for the maximum already.
     pub async fn set_timeout(
         &self,
@@ -218,9 +222,7 @@ impl Sandboxes {
         id: &SandboxId,
         timeout_s: i64,
     ) -> Result<(), LifecycleError> {
-        if self.entry(team, id)?.status.borrow().row.state == StoredState::Pausing {
-            return Err(LifecycleError::InTransition(id.clone()));
-        }
+        self.require_at_rest(team, id)?;
         self.ask(team, id, |reply| Operation::SetTimeout { timeout_s, reply }).await
     }
 
@@ -249,14 +251,9 @@ impl Sandboxes {
         egress: Egress,
         allow_internet: bool,
     ) -> Result<(), LifecycleError> {
-        let state = self.entry(team, id)?.status.borrow().row.state;
-        match state {
-            StoredState::Pausing | StoredState::Resuming => Err(LifecycleError::InTransition(id.clone())),
-            StoredState::Creating | StoredState::Running | StoredState::Paused | StoredState::Killing => {
-                let egress = Box::new(egress);
-                self.ask(team, id, |reply| Operation::SetEgress { egress, allow_internet, reply }).await
-            }
-        }
+        self.require_at_rest(team, id)?;
+        let egress = Box::new(egress);
+        self.ask(team, id, |reply| Operation::SetEgress { egress, allow_internet, reply }).await
     }
 
     /// Destroys it, running or paused, with all its snapshots.
@@ -416,6 +413,11 @@ impl Sandboxes {
 // === impl Status ===
 
 impl Status {
+    /// Whether it may be changed: neither on its way to a pause nor being copied.
+    fn is_at_rest(&self) -> bool {
+        self.row.state != StoredState::Pausing && !self.copying
+    }
+
     /// A boot takes too long to be started by a request, so that what was paused without memory waits to be asked.
     fn resumes_on_traffic(&self) -> bool {
         self.row.record.auto_resume && !self.row.record.filesystem_only

@@ -27,7 +27,8 @@ impl Sandboxes {
     /// replaces it: the id stays. Without memory, sandboxes made of it boot.
     ///
     /// # Errors
-    /// [`LifecycleError::NotFound`] (also for a paused one), [`LifecycleError::InvalidName`],
+    /// [`LifecycleError::NotFound`] (also for a paused one), [`LifecycleError::InTransition`] while it is being paused
+    /// or copied, [`LifecycleError::InvalidName`],
     /// [`LifecycleError::NoRoom`], [`LifecycleError::Failed`] (the sandbox runs on).
     pub async fn snapshot(
         &self,
@@ -36,6 +37,7 @@ impl Sandboxes {
         name: Option<&str>,
         keep_memory: bool,
     ) -> Result<SnapshotView, LifecycleError> {
+        self.require_at_rest(team, id)?;
         let node = &self.inner.node;
         let (name, tag) = match name {
             Some(name) => self.checked_name(team, name).await.map(|(name, tag)| (Some(name), tag))?,
@@ -123,7 +125,8 @@ impl Sandboxes {
     /// an id, a token, entropy and a clock of its own, and succeeds or fails on its own.
     ///
     /// # Errors
-    /// [`LifecycleError::NotFound`], [`LifecycleError::NotRunning`], a timeout out of range,
+    /// [`LifecycleError::NotFound`], [`LifecycleError::NotRunning`], [`LifecycleError::InTransition`] while it is being
+    /// paused or copied, a timeout out of range,
     /// [`LifecycleError::NoRoom`], [`LifecycleError::Failed`] (no child was made, the sandbox runs on).
     pub async fn fork(
         &self,
@@ -134,6 +137,7 @@ impl Sandboxes {
     ) -> Result<Vec<Result<SandboxView, LifecycleError>>, LifecycleError> {
         let (node, entries) = (&self.inner.node, &self.inner.entries);
         deadline::check_timeout(timeout_s, node.limits(team).await?.max_timeout_s)?;
+        self.require_at_rest(team, id)?;
         let record = self.row(team, id)?.record.clone();
         let (keep, subject) = (Keep::Everything, json!({ "fork": { "of": id } }));
         let copied = self.ask(team, id, |reply| Operation::Snapshot { keep, subject, reply }).await;
@@ -157,6 +161,12 @@ impl Sandboxes {
         node.bases.release(base.id().clone()).await;
         drop(base);
         Ok(children.into_iter().map(|child| child.map(|status| status.view(node))).collect())
+    }
+
+    /// What the table of section 7.2 answers 409: a change in the middle of another.
+    pub(super) fn require_at_rest(&self, team: &TeamId, id: &SandboxId) -> Result<(), LifecycleError> {
+        let is_at_rest = self.entry(team, id)?.status.borrow().is_at_rest();
+        if is_at_rest { Ok(()) } else { Err(LifecycleError::InTransition(id.clone())) }
     }
 
     fn row(&self, team: &TeamId, id: &SandboxId) -> Result<std::sync::Arc<SandboxRow>, LifecycleError> {

@@ -18,6 +18,10 @@ use torpor_network::{AGENT_PORT, Connector};
 
 use super::recorder::{RecordError, Recording};
 
+/// How long after its start an agent is left alone: what it has to say waits for it, and whoever started it does not.
+/// An emulated guest that just woke takes long for its first steps, and takes them for one caller after the other.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Metrics come every few seconds; a stream that is silent for so long is broken. Generous, because an emulated guest
 /// under load is slow.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -63,6 +67,10 @@ pub(super) async fn follow(
     closed: CancellationToken,
 ) {
     let mut delay = RETRY.0;
+    tokio::select! {
+        () = closed.cancelled() => return,
+        () = tokio::time::sleep(SETTLE) => {}
+    }
     loop {
         let mut told_something = false;
         let streaming = stream(&recording, &connector, access_token.as_deref(), &mut told_something);

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use torpor_gateway::{Front, Gateway, Transport, serve};
 use torpor_tls::{Authority, CertificateFiles, LiveCertificate, names_for};
 
-use crate::support::{Sandbox, http_program, soon};
+use crate::support::{Sandbox, ask, gateway, http_program, soon, to};
 
 /// A gateway over HTTPS for `example.test`, and what its clients trust.
 struct Https {
@@ -177,4 +177,35 @@ async fn a_client_that_speaks_no_tls_harms_nobody() {
     let api =
         https.http2("api.example.test").await.send_request(get("https://api.example.test/".into())).await;
     assert_eq!(api.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_program_that_serves_https_itself_is_reached_whatever_certificate_it_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    // Of an authority that nobody trusts.
+    let (file, shown) = (issue(&dir), LiveCertificate::pending());
+    let _files = CertificateFiles::open(&file, &file, shown.clone()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let program = tower::service_fn(|request: Request<Incoming>| async move {
+        let text = format!("{:?} {}", request.version(), request.uri().path());
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+    });
+    let transport = Transport::Tls(shown.acceptor().unwrap());
+    tokio::spawn(serve(listener, transport, program, CancellationToken::new()));
+
+    let address = gateway(&Sandbox::with_https_ports([port])).await;
+    let (status, body) = ask(address, to(port, "GET", "/hello")).await;
+    assert_eq!((status, body.as_str()), (200, "HTTP/1.1 /hello"));
+
+    let plain = gateway(&Sandbox::new()).await;
+    let (status, _) = ask(plain, to(port, "GET", "/")).await;
+    assert_eq!(status, 502, "without being asked to, nobody speaks TLS");
+}
+
+#[tokio::test]
+async fn a_program_that_was_said_to_serve_https_and_does_not_is_said_to_be_broken() {
+    let port = http_program(|_| async { Response::new(Full::new(Bytes::from("plain"))) }).await;
+    let (status, body) = ask(gateway(&Sandbox::with_https_ports([port])).await, to(port, "GET", "/")).await;
+    assert_eq!(status, 502, "{body}");
 }

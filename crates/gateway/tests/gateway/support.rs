@@ -30,6 +30,10 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn new() -> Self {
+        Self::with_https_ports([])
+    }
+
+    pub(crate) fn with_https_ports<const N: usize>(https_ports: [u16; N]) -> Self {
         let closed = CancellationToken::new();
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
@@ -38,7 +42,7 @@ impl Sandbox {
             TcpStream::connect(("127.0.0.1", port))
         };
         Self {
-            upstream: Upstream::new(connect, closed.clone()),
+            upstream: Upstream::new(connect, https_ports.into(), closed.clone()),
             closed,
             connections,
             access: Access::default(),

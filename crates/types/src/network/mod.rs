@@ -6,7 +6,7 @@ mod destination;
 mod domain;
 mod proxy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -35,6 +35,8 @@ pub struct Ingress {
     pub allow_public_traffic: bool,
     /// The `Host` header programs in the sandbox see, with `${PORT}` for the port; `None` leaves the client's.
     pub mask_request_host: Option<String>,
+    /// Ports whose programs serve HTTPS themselves: the gateway speaks TLS with them, and takes any certificate.
+    pub https_ports: BTreeSet<u16>,
 }
 
 /// What the sandbox reaches. Private ranges, other sandboxes and the host stay out of reach whatever is written here.
@@ -122,7 +124,7 @@ impl Egress {
 
 impl Default for Ingress {
     fn default() -> Self {
-        Self { allow_public_traffic: true, mask_request_host: None }
+        Self { allow_public_traffic: true, mask_request_host: None, https_ports: BTreeSet::new() }
     }
 }
 

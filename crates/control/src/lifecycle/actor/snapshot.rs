@@ -31,7 +31,12 @@ impl Actor {
             return Next::Continue;
         };
         let machine = machine.clone();
-        let copied = match self.copy(&machine, keep).await {
+        self.copying = true;
+        self.publish();
+        let copied = self.copy(&machine, keep).await;
+        self.copying = false;
+        self.publish();
+        let copied = match copied {
             Ok(copied) => copied,
             Err(error) => {
                 answer(reply, Err(error));
