@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use torpor_control::lifecycle::Limits;
+use torpor_control::retention::{MAX_DAYS, Retention};
 
 use crate::layout::{DEFAULT_DATA_DIR, DataDir};
 
@@ -85,6 +86,15 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_MAX_RUNNING")]
     pub(crate) max_running: Option<u32>,
 
+    /// Days for which a sandbox is kept paused before it is removed, unless its team or its creator says otherwise; 0 for
+    /// ever [default: 30]
+    #[arg(long, env = "TORPOR_RETENTION_DAYS", value_name = "DAYS", value_parser = days())]
+    pub(crate) retention_days: Option<u32>,
+
+    /// Days for which a snapshot is kept before it is removed, unless its team says otherwise; 0 for ever [default: 0]
+    #[arg(long, env = "TORPOR_SNAPSHOT_RETENTION_DAYS", value_name = "DAYS", value_parser = days())]
+    pub(crate) snapshot_retention_days: Option<u32>,
+
     /// Machines kept ready for each template; more make bursts of creates quicker and cost 16 to 40 MB each
     /// [default: 2]
     #[arg(long, env = "TORPOR_WARM_MACHINES")]
@@ -119,6 +129,11 @@ pub(crate) struct Settings {
     /// What is logged, in tracing's filter syntax [default: info]
     #[arg(long, env = "TORPOR_LOG")]
     pub(crate) log: Option<String>,
+}
+
+/// Reads a number of days.
+pub(crate) fn days() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=i64::from(MAX_DAYS))
 }
 
 /// How an authority is shown that the domain is ours.
@@ -177,6 +192,8 @@ impl Settings {
             domain: self.domain.or(other.domain),
             max_timeout_hours: self.max_timeout_hours.or(other.max_timeout_hours),
             max_running: self.max_running.or(other.max_running),
+            retention_days: self.retention_days.or(other.retention_days),
+            snapshot_retention_days: self.snapshot_retention_days.or(other.snapshot_retention_days),
             warm_machines: self.warm_machines.or(other.warm_machines),
             accelerator: self.accelerator.or(other.accelerator),
             qemu: self.qemu.or(other.qemu),
@@ -198,6 +215,15 @@ impl Settings {
     pub(crate) fn limits(&self) -> Limits {
         let max_timeout_hours = self.max_timeout_hours.unwrap_or(DEFAULT_MAX_TIMEOUT_HOURS);
         Limits { max_running: self.max_running, max_timeout_s: i64::from(max_timeout_hours) * 3600 }
+    }
+
+    /// How long what nobody uses is kept.
+    pub(crate) fn retention(&self) -> Retention {
+        let Retention { paused_days, snapshot_days } = Retention::default();
+        Retention {
+            paused_days: self.retention_days.unwrap_or(paused_days),
+            snapshot_days: self.snapshot_retention_days.unwrap_or(snapshot_days),
+        }
     }
 
     /// Machines kept ready for each template.

@@ -300,6 +300,8 @@ mod tests {
             auto_resume: false,
             allow_internet: true,
             network: Default::default(),
+            retention_days: None,
+            kept_until: None,
             durable: true,
         }
     }

@@ -14,6 +14,7 @@ use crate::lifecycle::{
     CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, OnTimeout, SandboxView, VisibleState,
 };
 use crate::registry::TemplateRow;
+use crate::retention::MAX_DAYS;
 
 /// Old SDKs join it to the id. There is one node, and its name is this.
 const CLIENT_ID: &str = "00000000";
@@ -37,6 +38,9 @@ pub(super) struct NewSandbox {
     pub(super) mcp: Option<Value>,
     pub(super) iam: Option<Value>,
     pub(super) volume_mounts: Option<Value>,
+    /// Torpor's own: days for which it is kept paused, 0 for ever
+    #[schema(maximum = 36500)]
+    pub(super) retention_days: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -128,6 +132,9 @@ pub(super) struct ListedSandbox {
     #[serde(rename = "envdVersion")]
     envd_version: String,
     metadata: BTreeMap<String, String>,
+    /// Torpor's own: when a paused one is removed if nobody resumes it
+    #[serde(rename = "keptUntil", skip_serializing_if = "Option::is_none")]
+    kept_until: Option<String>,
 }
 
 /// Answer of `GET /sandboxes/{id}`.
@@ -146,6 +153,9 @@ pub(super) struct SandboxDetail {
     lifecycle: LifecycleJson,
     #[serde(rename = "pauseMode", skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
+    /// Torpor's own: days for which its creator has it kept paused, 0 for ever
+    #[serde(rename = "retentionDays", skip_serializing_if = "Option::is_none")]
+    retention_days: Option<u32>,
     /// Torpor's own: whether a pause would survive a power cut by now.
     #[serde(skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
@@ -226,6 +236,11 @@ impl NewSandbox {
                 )));
             }
         }
+        if self.retention_days.is_some_and(|days| days > MAX_DAYS) {
+            return Err(ApiError::bad_request(format!(
+                "Invalid retentionDays: it is 0 (for ever) to {MAX_DAYS}"
+            )));
+        }
         let auto_resume = self.auto_resume.is_some_and(|auto| auto.enabled);
         let auto_pause = self.auto_pause.unwrap_or(false);
         let keep_memory_on_timeout = self.auto_pause_memory.unwrap_or(true);
@@ -247,6 +262,7 @@ impl NewSandbox {
             on_timeout: on_timeout(auto_pause),
             keep_memory_on_timeout,
             auto_resume,
+            retention_days: self.retention_days,
             secure,
             allow_internet,
             network,
@@ -304,6 +320,7 @@ impl From<SandboxView> for ListedSandbox {
             state: view.state.as_str(),
             envd_version: view.envd_version,
             metadata: view.metadata,
+            kept_until: view.kept_until.map(time_text),
         }
     }
 }
@@ -326,6 +343,7 @@ impl SandboxDetail {
                 },
             },
             pause_mode: paused.then_some(if view.filesystem_only { "filesystem" } else { "full" }),
+            retention_days: view.retention_days,
             durable: paused.then_some(view.durable),
             listed: view.into(),
         }

@@ -16,6 +16,7 @@ mod snapshot;
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use torpor_machine::Machine;
@@ -83,6 +84,11 @@ pub(super) enum Operation {
     },
     Kill {
         reply: Reply<()>,
+    },
+    /// Destroy it if it is still paused, since then. Answers whether it was.
+    Forget {
+        paused_at: Timestamp,
+        reply: Reply<bool>,
     },
 }
 
@@ -274,6 +280,12 @@ impl Actor {
             Operation::Kill { reply } => {
                 let outcome = self.kill().await;
                 let next = if outcome.is_ok() { Next::Ended } else { Next::Continue };
+                answer(reply, outcome);
+                return next;
+            }
+            Operation::Forget { paused_at, reply } => {
+                let outcome = self.forget(paused_at).await;
+                let next = if matches!(outcome, Ok(true)) { Next::Ended } else { Next::Continue };
                 answer(reply, outcome);
                 return next;
             }

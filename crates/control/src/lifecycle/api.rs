@@ -40,6 +40,8 @@ pub struct CreateSandbox {
     pub keep_memory_on_timeout: bool,
     /// Whether traffic to the paused sandbox resumes it.
     pub auto_resume: bool,
+    /// Days for which it is kept paused, 0 for ever; `None`: as its team or the server's settings say.
+    pub retention_days: Option<u32>,
     /// Whether the agent demands an access token.
     pub secure: bool,
     /// Whether the sandbox reaches the internet (where the host has it).
@@ -106,6 +108,10 @@ pub struct SandboxView {
     pub allow_internet: bool,
     /// What traffic it receives and sends.
     pub network: NetworkConfig,
+    /// Days for which its creator has it kept paused, 0 for ever; `None` where that was not said.
+    pub retention_days: Option<u32>,
+    /// While paused: when it is removed if nobody resumes it; `None` if never. In answers to `get` and `list` alone.
+    pub kept_until: Option<Timestamp>,
     /// While paused: whether the pause would survive a power cut by now. While running: true.
     pub durable: bool,
 }

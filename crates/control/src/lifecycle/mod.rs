@@ -18,6 +18,7 @@ mod actor;
 pub mod api;
 mod bases;
 mod boot;
+mod collect;
 mod deadline;
 mod egress;
 mod guest;
@@ -49,6 +50,7 @@ pub use api::{
     Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView,
     SnapshotView, VisibleState,
 };
+pub use collect::{CollectError, Collected, Skipped};
 pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
 pub use reconcile::Reconciled;
@@ -129,13 +131,14 @@ impl Sandboxes {
     /// All sandboxes of a team, in no order. Killed and expired ones are never among them.
     pub async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
         let now = Timestamp::now();
-        let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        entries
-            .values()
-            .map(|entry| entry.status.borrow())
-            .filter(|status| status.row.team_id == *team && status.is_visible(now))
-            .map(|status| status.view(&self.inner.node))
-            .collect()
+        let mut views: Vec<SandboxView> = {
+            let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let visible = entries.values().map(|entry| entry.status.borrow());
+            let visible = visible.filter(|status| status.row.team_id == *team && status.is_visible(now));
+            visible.map(|status| status.view(&self.inner.node)).collect()
+        };
+        self.tell_how_long_kept(team, &mut views).await;
+        views
     }
 
     /// One sandbox.
@@ -143,9 +146,9 @@ impl Sandboxes {
     /// # Errors
     /// [`LifecycleError::NotFound`].
     pub async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
-        let entry = self.entry(team, id)?;
-        let status = entry.status.borrow();
-        Ok(status.view(&self.inner.node))
+        let mut view = self.entry(team, id)?.status.borrow().view(&self.inner.node);
+        self.tell_how_long_kept(team, std::slice::from_mut(&mut view)).await;
+        Ok(view)
     }
 
     /// Pauses. Concurrent pauses join. With `wait_durable` it answers only when the pause would survive a power cut.
@@ -465,6 +468,8 @@ impl Status {
             auto_resume: record.auto_resume,
             allow_internet: record.allow_internet,
             network: record.network.clone(),
+            retention_days: record.retention_days,
+            kept_until: None,
             durable: self.durable,
         }
     }

@@ -13,6 +13,7 @@ use super::bases::Bases;
 use super::boot::Kernels;
 use super::limits::{Limits, Starts};
 use crate::registry::{Registry, RegistryError, SandboxRow};
+use crate::retention::Retention;
 use crate::telemetry::Telemetry;
 
 /// Name of the node's secret from which access tokens are derived.
@@ -36,6 +37,8 @@ pub struct NodeOptions {
     pub telemetry: Telemetry,
     /// What a team may have that has no limits of its own.
     pub limits: Limits,
+    /// How long what nobody uses is kept, of teams that do not say.
+    pub retention: Retention,
     /// Machines kept ready for each template's shape.
     pub warm_machines: usize,
     /// Kernels and initramfs of machines that boot: a directory for each kernel, named by its BLAKE3 hash, with
@@ -76,6 +79,9 @@ pub(super) struct Node {
     pub(super) telemetry: Telemetry,
     pub(super) starts: Starts,
     limits: Limits,
+    pub(super) retention: Retention,
+    /// Held while what was kept long enough is removed.
+    pub(super) collecting: tokio::sync::Mutex<()>,
     warm_machines: usize,
     token_key: [u8; 32],
     traffic_token_key: [u8; 32],
@@ -108,6 +114,8 @@ impl Node {
             telemetry: options.telemetry,
             starts: Starts::default(),
             limits: options.limits,
+            retention: options.retention,
+            collecting: tokio::sync::Mutex::default(),
             warm_machines: options.warm_machines,
         })
     }

@@ -7,6 +7,7 @@
 mod api;
 mod endpoint;
 mod exec;
+mod gc;
 mod key;
 mod process;
 mod sandbox;
@@ -19,6 +20,7 @@ mod template;
 mod terminal;
 
 pub(crate) use endpoint::Endpoint;
+pub(crate) use gc::GcCommand;
 pub(crate) use key::KeyCommand;
 pub(crate) use sandbox::SandboxCommand;
 pub(crate) use snapshot::SnapshotCommand;
@@ -65,6 +67,17 @@ pub(crate) enum ClientError {
         /// The request.
         what: String,
         /// What is wrong.
+        why: String,
+    },
+    /// Removing is the server's work, and none answers.
+    #[error(
+        "no server answers at {url}, and removing is its work ({why}). Start it (torpor serve): it removes what was kept \
+         long enough at its start and every hour, by itself"
+    )]
+    NoCollector {
+        /// The server asked.
+        url: String,
+        /// The cause.
         why: String,
     },
     /// The URL cannot be used.

@@ -98,6 +98,15 @@ impl Actor {
         Ok(())
     }
 
+    /// Destroys the sandbox if nobody has resumed it since its pause at `paused_at`; says whether it did.
+    pub(super) async fn forget(&mut self, paused_at: Timestamp) -> Result<bool, LifecycleError> {
+        let is_as_it_was = self.row.state == StoredState::Paused && self.row.record.end_at == paused_at;
+        if is_as_it_was {
+            self.kill().await?;
+        }
+        Ok(is_as_it_was)
+    }
+
     /// Destroys machine, snapshot and row, and withdraws the sandbox.
     pub(super) async fn discard(&mut self) {
         match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
