@@ -7,10 +7,10 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from e2b import Sandbox
+from e2b import Sandbox, SandboxState
 
 from server import torpor
-from support import api, listed, wait_for
+from support import api, http, listed, wait_for
 
 pytestmark = pytest.mark.owns_server
 
@@ -64,7 +64,8 @@ def test_a_sandbox_that_was_paused_for_long_enough_is_removed_and_the_others_are
     server.start()
     wait_for(lambda: old.sandbox_id not in listed(), "the server to remove it by itself")
     assert {young.sandbox_id, for_ever.sandbox_id} <= listed().keys()
-    assert "as long as the server keeps it" in server.log.read_text(errors="replace")
+    reason = "as long as the server keeps it"
+    wait_for(lambda: reason in server.log.read_text(errors="replace"), "the reason in the log")
 
 
 def test_a_team_keeps_its_sandboxes_for_as_long_as_it_likes_and_gc_says_why(server, sandboxes):
@@ -95,3 +96,64 @@ def test_gc_is_not_for_a_teams_key_and_says_what_to_do_without_a_server(server):
         server.start()
     assert refused.returncode == 1
     assert "torpor serve" in refused.stderr, refused.stderr
+
+
+def used_bytes(server) -> int:
+    space = os.statvfs(server.data / "vault")
+    return (space.f_blocks - space.f_bavail) * space.f_frsize
+
+
+def test_a_sandbox_that_cannot_be_paused_at_its_deadline_for_lack_of_room_runs_on_and_says_why(server, sandboxes):
+    if not (server.data / "vault").is_mount():
+        pytest.skip("what the vault takes up is not known at once here")
+    sandbox = created(sandboxes, autoPause=True)
+    # More than the budget leaves, in a process that goes on holding it.
+    hold = "import os,time; held = os.urandom(150 << 20); print('held', flush=True); time.sleep(3600)"
+    process = sandbox.commands.run(f'python3 -c "{hold}"', background=True)
+    assert next(iter(process))[0] == "held\n"
+    process.disconnect()
+    server.stop()
+    server.settings = ["--vault-budget", str(used_bytes(server) + (90 << 20))]
+    server.start()
+    try:
+        refused = api("POST", f"/sandboxes/{sandbox.sandbox_id}/pause")
+        assert refused.status == 507 and "vault_budget" in refused.json["message"], refused.body
+        forked = api("POST", f"/sandboxes/{sandbox.sandbox_id}/fork", {"count": 1})
+        assert forked.status == 507, forked.body
+        sandbox.set_timeout(1)
+        detail = wait_for(
+            lambda: (found := api("GET", f"/sandboxes/{sandbox.sandbox_id}").json).get("heldUp") and found,
+            "the deadline to be missed",
+        )
+        assert detail["state"] == "running" and "bytes are missing" in detail["heldUp"]
+        assert sandbox.commands.run("echo still here").stdout == "still here\n"
+        logs = api("GET", f"/v2/sandboxes/{sandbox.sandbox_id}/logs").json["logs"]
+        assert any("could not be paused" in entry["message"] for entry in logs), logs
+    finally:
+        server.stop()
+        server.settings = []
+        server.start()
+    wait_for(lambda: listed().get(sandbox.sandbox_id) == SandboxState.PAUSED, "the pause that was tried again")
+    assert "heldUp" not in api("GET", f"/sandboxes/{sandbox.sandbox_id}").json
+
+
+@pytest.mark.parametrize("how", ["query", "header", "body"])
+def test_a_pause_can_be_waited_for_until_it_would_survive_a_power_cut(sandboxes, how):
+    sandbox = sandboxes()
+    path, headers, body = f"/sandboxes/{sandbox.sandbox_id}/pause", {"X-API-Key": os.environ["E2B_API_KEY"]}, None
+    if how == "query":
+        path += "?waitDurable=true"
+    elif how == "header":
+        headers["Torpor-Wait-Durable"] = "true"
+    else:
+        body = b'{"waitDurable": true}'
+    assert http("POST", os.environ["E2B_API_URL"] + path, body, headers).status == 204
+    assert api("GET", f"/sandboxes/{sandbox.sandbox_id}").json["durable"] is True
+
+    def told():
+        logs = api("GET", f"/v2/sandboxes/{sandbox.sandbox_id}/logs").json["logs"]
+        return [entry for entry in logs if entry["message"] == "the pause is durable"]
+
+    (entry,) = wait_for(told, "the entry in the log")
+    assert entry["fields"]["snapshot"].startswith("s") and float(entry["fields"]["seconds"]) >= 0
+    assert entry["fields"]["logger"] == "server"

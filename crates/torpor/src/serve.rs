@@ -17,6 +17,7 @@ use torpor_control::registry::Registry;
 use torpor_control::telemetry::Telemetry;
 use torpor_control::timings::server_timing;
 use torpor_gateway::{Front, Gateway, Transport};
+use torpor_vault::Vault;
 use torpor_vault::place::{self, PlaceOptions};
 
 use crate::https::{Https, HttpsError, challenge_router};
@@ -27,6 +28,9 @@ use crate::setup::accelerator;
 
 /// How often what was kept long enough is removed.
 const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(3600);
+
+/// How often the vault is measured, where it has a budget and no file system of its own.
+const MEASURE_EVERY: Duration = Duration::from_secs(60);
 
 /// The server cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +98,7 @@ pub(crate) async fn serve(
     tracing::info!(?reconciled, %accelerator, "sandboxes taken over");
     node.network.remove_strays().await?;
     let keeping = tokio::spawn(keep_house(sandboxes.clone(), data_dir.root().to_owned()));
+    let measuring = tokio::spawn(measure_now_and_then(node.vault.clone()));
     let options = ApiOptions { domain: settings.domain.clone(), operator_key_sha256: operator_key(data_dir) };
     let mut api =
         http::router(sandboxes.clone(), registry, options).layer(middleware::from_fn(server_timing));
@@ -112,6 +117,7 @@ pub(crate) async fn serve(
     tokio::join!(plain, encrypted);
     tracing::info!("stopped; running sandboxes go on and are taken over by the next server");
     keeping.abort();
+    measuring.abort();
     node.machines.stop_warming(Duration::from_secs(5)).await;
     node.network.remove_if_unused().await?;
     drop(node.lock);
@@ -126,6 +132,19 @@ fn operator_key(data_dir: &DataDir) -> Option<String> {
     )
     .ok()
     .map(|key| key.sha256())
+}
+
+/// Keeps known what the vault takes up, where that has to be measured.
+async fn measure_now_and_then(vault: Vault) {
+    loop {
+        tokio::time::sleep(MEASURE_EVERY).await;
+        let vault = vault.clone();
+        match tokio::task::spawn_blocking(move || vault.measure()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what the vault takes up could not be measured"),
+            Err(error) => tracing::warn!(%error, "measuring the vault ended early"),
+        }
+    }
 }
 
 /// At once and then every hour: removes what was kept long enough, and gives what it took in the vault's image back to

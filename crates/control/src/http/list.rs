@@ -302,6 +302,7 @@ mod tests {
             network: Default::default(),
             retention_days: None,
             kept_until: None,
+            held_up: None,
             durable: true,
         }
     }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use axum::http::HeaderMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use torpor_types::SandboxId;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::ApiError;
 use super::network::{Network, NetworkDetail};
@@ -55,6 +56,24 @@ pub(super) struct AutoResume {
 pub(super) struct PauseRequest {
     pub(super) memory: Option<bool>,
     /// Torpor's own: answer only when the pause would survive a power cut.
+    pub(super) wait_durable: Option<bool>,
+}
+
+/// Query of `POST …/pause`.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PauseParams {
+    /// Torpor's own: answer only when the pause would survive a power cut
+    #[serde(rename = "waitDurable")]
+    pub(super) wait_durable: Option<bool>,
+}
+
+/// Headers of `POST …/pause`.
+#[derive(Debug, Clone, Default, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct PauseHeader {
+    /// Torpor's own: answer only when the pause would survive a power cut
+    #[param(rename = "Torpor-Wait-Durable")]
     pub(super) wait_durable: Option<bool>,
 }
 
@@ -156,6 +175,9 @@ pub(super) struct SandboxDetail {
     /// Torpor's own: days for which its creator has it kept paused, 0 for ever
     #[serde(rename = "retentionDays", skip_serializing_if = "Option::is_none")]
     retention_days: Option<u32>,
+    /// Torpor's own: why it runs beyond its deadline, if it was to be paused and could not be
+    #[serde(rename = "heldUp", skip_serializing_if = "Option::is_none")]
+    held_up: Option<String>,
     /// Torpor's own: whether a pause would survive a power cut by now.
     #[serde(skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
@@ -207,6 +229,22 @@ pub(super) enum CreateVersion {
     V1,
     /// `POST /v2/sandboxes`: 300 s, always with an access token.
     V2,
+}
+
+// === impl PauseHeader ===
+
+impl PauseHeader {
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let wait_durable = match headers.get("torpor-wait-durable").map(|value| value.as_bytes()) {
+            None => None,
+            Some(b"true") => Some(true),
+            Some(b"false") => Some(false),
+            Some(_) => {
+                return Err(ApiError::bad_request("Invalid header Torpor-Wait-Durable: it is true or false"));
+            }
+        };
+        Ok(Self { wait_durable })
+    }
 }
 
 // === impl NewSandbox ===
@@ -344,6 +382,7 @@ impl SandboxDetail {
             },
             pause_mode: paused.then_some(if view.filesystem_only { "filesystem" } else { "full" }),
             retention_days: view.retention_days,
+            held_up: view.held_up.clone(),
             durable: paused.then_some(view.durable),
             listed: view.into(),
         }

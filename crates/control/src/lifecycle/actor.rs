@@ -32,7 +32,7 @@ use super::{Entries, Entry, Route, Status};
 use crate::registry::{SandboxRow, StoredState};
 use crate::telemetry::Recording;
 
-pub(super) use create::{create, start};
+pub(super) use create::{ROOM_BYTES, create, start};
 
 /// Commands waiting for one actor; more make their callers wait.
 const INBOX: usize = 64;
@@ -140,6 +140,8 @@ pub(super) struct Actor {
     last_pause: Option<Window>,
     last_resume: Option<Window>,
     retry_expiry_at: Option<tokio::time::Instant>,
+    /// Why the last attempt to pause it by itself failed.
+    held_up: Option<String>,
 }
 
 /// What made the actor act.
@@ -192,7 +194,8 @@ impl Actor {
     ) -> Status {
         let (commands, inbox) = mpsc::channel(INBOX);
         let (events, inbound) = mpsc::unbounded_channel();
-        let first = Status { row: Arc::new(row.clone()), route: None, durable: true, gone: false };
+        let first =
+            Status { row: Arc::new(row.clone()), route: None, durable: true, held_up: None, gone: false };
         let (status, watcher) = watch::channel(first);
         let mut actor = Actor {
             node,
@@ -211,6 +214,7 @@ impl Actor {
             last_pause: None,
             last_resume: None,
             retry_expiry_at: None,
+            held_up: None,
         };
         if let Carrier::Running { machine, .. } | Carrier::Stopped { machine, .. } = &actor.carrier {
             actor.watch_exit(machine);
@@ -341,8 +345,11 @@ impl Actor {
             Carrier::Stopped { .. } => (None, false),
             Carrier::Running { .. } | Carrier::Nothing => (None, true),
         };
-        let row = Arc::new(self.row.clone());
-        self.status.send_replace(Status { row, route, durable, gone: false });
+        if self.row.state != StoredState::Running {
+            self.held_up = None;
+        }
+        let (row, held_up) = (Arc::new(self.row.clone()), self.held_up.clone());
+        self.status.send_replace(Status { row, route, durable, held_up, gone: false });
     }
 
     fn watch_exit(&self, machine: &Machine) {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use torpor_types::{NetworkConfig, SandboxId, Shape, TemplateId};
+use torpor_vault::{Limit, NoRoom};
 
 /// Seconds a sandbox lives when whoever creates or connects to it by the second version of the API does not say.
 pub const DEFAULT_TIMEOUT_S: i64 = 300;
@@ -112,6 +113,8 @@ pub struct SandboxView {
     pub retention_days: Option<u32>,
     /// While paused: when it is removed if nobody resumes it; `None` if never. In answers to `get` and `list` alone.
     pub kept_until: Option<Timestamp>,
+    /// While running: why it does so beyond its deadline, if it was to be paused and could not.
+    pub held_up: Option<String>,
     /// While paused: whether the pause would survive a power cut by now. While running: true.
     pub durable: bool,
 }
@@ -216,11 +219,13 @@ pub enum LifecycleError {
     /// The vault has not enough room.
     #[error(
         "The vault has not enough room: {missing_bytes} bytes are missing. Remove sandboxes that are not needed, \
-         or enlarge the vault (torpor setup --vault-size)"
+         or {}", way_to_more_room(.limit)
     )]
     NoRoom {
         /// How many bytes more are needed.
         missing_bytes: u64,
+        /// What keeps more from being written.
+        limit: Limit,
     },
     /// The sandbox could not be started or stopped. It is as it was before, or, where `lost` says so, gone.
     #[error("{what}: {why}")]
@@ -236,6 +241,19 @@ pub enum LifecycleError {
     /// The database did not do as asked.
     #[error("The database failed: {0}")]
     Registry(#[from] crate::registry::RegistryError),
+}
+
+fn way_to_more_room(limit: &Limit) -> &'static str {
+    match limit {
+        Limit::Budget(_) => "raise its budget (the setting vault_budget)",
+        Limit::Reserve(_) | Limit::Unknown => "enlarge the vault (torpor setup --vault-size)",
+    }
+}
+
+impl From<NoRoom> for LifecycleError {
+    fn from(NoRoom { missing_bytes, limit, .. }: NoRoom) -> LifecycleError {
+        LifecycleError::NoRoom { missing_bytes, limit }
+    }
 }
 
 fn known_templates(known: &[String]) -> String {

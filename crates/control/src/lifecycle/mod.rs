@@ -96,6 +96,8 @@ struct Status {
     route: Option<Route>,
     /// Whether everything up to the last pause is on disk.
     durable: bool,
+    /// Why it runs beyond its deadline, if it was to be paused and could not.
+    held_up: Option<String>,
     /// Destroyed; the entry is about to vanish.
     gone: bool,
 }
@@ -470,6 +472,7 @@ impl Status {
             network: record.network.clone(),
             retention_days: record.retention_days,
             kept_until: None,
+            held_up: self.held_up.clone(),
             durable: self.durable,
         }
     }

@@ -6,7 +6,7 @@ use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
 use torpor_network::{Network, Reach};
 use torpor_types::{Egress, ProxyAddress, SandboxId, Shape, SnapshotId, TeamId};
-use torpor_vault::{MachineFacts, Vault};
+use torpor_vault::{Claim, MachineFacts, Vault};
 
 use super::api::LifecycleError;
 use super::bases::Bases;
@@ -155,11 +155,9 @@ impl Node {
         })
     }
 
-    /// Refuses when the vault cannot take `bytes` more without touching its reserve.
-    pub(super) fn require_room(&self, bytes: u64) -> Result<(), LifecycleError> {
-        self.vault
-            .require_room(bytes)
-            .map_err(|no_room| LifecycleError::NoRoom { missing_bytes: no_room.missing_bytes })
+    /// Claims `bytes` of the vault; refuses when they are not there.
+    pub(super) fn claim_room(&self, bytes: u64) -> Result<Claim, LifecycleError> {
+        Ok(self.vault.claim_room(bytes)?)
     }
 
     /// Has machines prepared for every template there is.

@@ -159,6 +159,8 @@ impl Sandboxes {
         let (node, entries) = (&self.inner.node, &self.inner.entries);
         deadline::check_timeout(timeout_s, node.limits(team).await?.max_timeout_s)?;
         let record = self.row(team, id)?.record.clone();
+        // Asked before the sandbox is stopped for it; each child claims its own when it is started.
+        drop(node.claim_room(actor::ROOM_BYTES.saturating_mul(count as u64))?);
         let (keep, subject) = (Keep::Everything, json!({ "fork": { "of": id } }));
         let copied = self.ask(team, id, |reply| Operation::Snapshot { keep, subject, reply }).await;
         let base = copied.map_err(|error| match error {

@@ -16,12 +16,13 @@ mod log;
 mod recorder;
 mod series;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
+use torpor_envd_api::telemetry::LogLevel;
 use torpor_network::Connector;
 use torpor_types::SandboxId;
 
@@ -66,6 +67,18 @@ impl Telemetry {
         let recording = Recording::new(self.recorder(id));
         tokio::spawn(follow::follow(recording.clone(), connector, access_token, closed));
         recording
+    }
+
+    /// Writes, in the background, what the server itself has to tell into the log of a sandbox.
+    pub(crate) fn note(
+        &self,
+        id: &SandboxId,
+        level: LogLevel,
+        message: impl Into<String>,
+        fields: BTreeMap<String, String>,
+    ) {
+        let (recorder, message) = (self.recorder(id), message.into());
+        tokio::task::spawn_blocking(move || recorder.note(level, message, fields));
     }
 
     /// The sandbox is back at its last pause: what came after that did not happen.

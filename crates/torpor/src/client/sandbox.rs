@@ -52,7 +52,7 @@ enum Action {
         ids: Vec<String>,
         /// Answer only when the pause would survive a power cut
         #[arg(long)]
-        durable: bool,
+        wait_durable: bool,
         /// Keep the files alone: running programs are lost, and a resume boots
         #[arg(long)]
         disk_only: bool,
@@ -184,8 +184,8 @@ impl SandboxCommand {
             Action::List(list) => list.run(&api).await,
             Action::Info { id, json } => info(&api, &id, json).await,
             Action::Fork { id, count, timeout, json } => fork(&api, &id, count, timeout, json).await,
-            Action::Pause { ids, durable, disk_only } => {
-                let body = json!({ "waitDurable": durable, "memory": !disk_only });
+            Action::Pause { ids, wait_durable, disk_only } => {
+                let body = json!({ "waitDurable": wait_durable, "memory": !disk_only });
                 each(ids, async |id: &str| {
                     api.post(&sandbox_path(id, "/pause"), body.clone()).await.map(drop)
                 })

@@ -61,6 +61,7 @@ impl Lifecycle for Pretended {
             network: asked.network,
             retention_days: asked.retention_days,
             kept_until: None,
+            held_up: None,
             durable: true,
         };
         start(&mut view, asked.timeout_s);

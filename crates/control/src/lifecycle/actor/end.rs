@@ -1,8 +1,10 @@
 //! The deadline, and the ends of machines and sandboxes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use torpor_envd_api::telemetry::LogLevel;
 use torpor_types::MachineId;
 
 use super::{Actor, Carrier, Next, answer};
@@ -51,6 +53,7 @@ impl Actor {
                 return Err(error.into());
             }
             self.retry_expiry_at = None;
+            self.held_up = None;
             self.publish();
         }
         Ok(())
@@ -79,10 +82,23 @@ impl Actor {
         };
         outcome.unwrap_or_else(|error| {
             // A sandbox that cannot be saved runs on rather than being lost.
-            tracing::error!(%error, "the deadline could not be kept; trying again");
             self.retry_expiry_at = Some(tokio::time::Instant::now() + RETRY_AUTOMATIC_PAUSE);
+            self.tell_held_up(error.to_string());
             Next::Continue
         })
+    }
+
+    /// Says, once for each time, why it could not be paused when its time was up.
+    fn tell_held_up(&mut self, why: String) {
+        if self.held_up.is_some() {
+            tracing::debug!(%why, "still not paused");
+        } else {
+            tracing::error!(%why, "its time is up and it could not be paused: it runs on, and it is tried again");
+            let message = format!("its time is up and it could not be paused: it runs on. {why}");
+            self.node.telemetry.note(&self.row.id, LogLevel::Error, message, BTreeMap::new());
+        }
+        self.held_up = Some(why);
+        self.publish();
     }
 
     #[tracing::instrument(name = "sandbox.kill", skip_all)]
