@@ -79,6 +79,14 @@ impl Vault {
         Ok(vault)
     }
 
+    /// Opens the vault in `dir` to read snapshots, also while another process has it open: nothing in it is changed.
+    pub fn open_beside(dir: &Path) -> Result<Self, OpenError> {
+        let io = |cause| OpenError::Io { what: "opening", path: dir.to_owned(), cause };
+        let dir = dir.canonicalize().map_err(io)?;
+        version::check(&dir)?;
+        Ok(Self(Arc::new(Inner { dir, rooms: Rooms::new(Limits::default()) })))
+    }
+
     /// Starts writing a snapshot.
     pub fn stage(&self, id: SnapshotId) -> Result<Staging, StageError> {
         if self.snapshot_dir(&id).exists() {
@@ -149,7 +157,21 @@ impl Vault {
 
     /// Recomputes every hash of the snapshot `id`: reads all of it.
     pub fn verify(&self, id: &SnapshotId) -> Result<Verified, VerifyError> {
-        verify::verify(&self.get(id)?)
+        self.verify_telling(id, &mut |_| {})
+    }
+
+    /// As [`Vault::verify`]; `told` is given the number of bytes whenever some were read. One that is removed meanwhile is
+    /// [`ReadError::NotFound`].
+    pub fn verify_telling(
+        &self,
+        id: &SnapshotId,
+        told: &mut dyn FnMut(u64),
+    ) -> Result<Verified, VerifyError> {
+        let verified = self.get(id).map_err(VerifyError::from).and_then(|found| verify::verify(&found, told));
+        match verified {
+            Err(_) if !self.snapshot_dir(id).exists() => Err(ReadError::NotFound(id.clone()).into()),
+            verified => verified,
+        }
     }
 
     /// How much space there is.

@@ -26,6 +26,7 @@ mod launch;
 mod limits;
 mod node;
 mod origin;
+mod rebuild;
 mod reconcile;
 mod save;
 mod snapshots;
@@ -53,6 +54,7 @@ pub use api::{
 pub use collect::{CollectError, Collected, Skipped};
 pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
+pub use rebuild::{Made, MadeKind, RebuildError, Rebuilt, Unreadable, rebuild_index};
 pub use reconcile::Reconciled;
 
 /// How long traffic waits for a sandbox that is changing its state before it is told to try again: as long as

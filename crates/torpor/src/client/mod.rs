@@ -24,6 +24,7 @@ pub(crate) use gc::GcCommand;
 pub(crate) use key::KeyCommand;
 pub(crate) use sandbox::SandboxCommand;
 pub(crate) use snapshot::SnapshotCommand;
+pub(crate) use table::table;
 pub(crate) use team::TeamCommand;
 pub(crate) use template::TemplateCommand;
 
@@ -157,7 +158,7 @@ pub(crate) fn say(text: &str) -> Result<(), ClientError> {
 }
 
 /// Prints a value as indented JSON.
-fn say_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
+pub(crate) fn say_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| ClientError::Unreadable { what: "the result".to_owned(), why: error.to_string() })?;
     say(&text)
