@@ -134,7 +134,12 @@ def test_a_sandbox_that_cannot_be_paused_at_its_deadline_for_lack_of_room_runs_o
         server.settings = []
         server.start()
     wait_for(lambda: listed().get(sandbox.sandbox_id) == SandboxState.PAUSED, "the pause that was tried again")
-    assert "heldUp" not in api("GET", f"/sandboxes/{sandbox.sandbox_id}").json
+    # Its next run has a deadline of its own.
+    sandbox.connect(timeout=600)
+    for number in range(5):
+        assert sandbox.commands.run(f"echo {number}").stdout == f"{number}\n"
+    detail = api("GET", f"/sandboxes/{sandbox.sandbox_id}").json
+    assert detail["state"] == "running" and "heldUp" not in detail
 
 
 @pytest.mark.parametrize("how", ["query", "header", "body"])

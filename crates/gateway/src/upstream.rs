@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::body::Body;
+use crate::traffic::Traffic;
 
 /// How long a guest may take to accept a connection. Emulated guests under load take tenths of a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ pub trait Connect: Send + Sync + 'static {
 pub struct Upstream {
     client: Client<Dial, Body>,
     closed: CancellationToken,
+    traffic: Traffic,
 }
 
 #[derive(Clone)]
@@ -75,13 +77,23 @@ where
 impl Upstream {
     /// `closed` is to be cancelled the moment the sandbox stops: it cuts every connection made through this.
     pub fn new(connect: impl Connect, closed: CancellationToken) -> Self {
+        Self::counting(connect, closed, Traffic::default())
+    }
+
+    /// As [`Upstream::new`], and counts what passes through it in `traffic`.
+    pub fn counting(connect: impl Connect, closed: CancellationToken, traffic: Traffic) -> Self {
         let dial = Dial { connect: Arc::new(connect), closed: closed.clone() };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_PORT)
             .build(dial);
-        Self { client, closed }
+        Self { client, closed, traffic }
+    }
+
+    /// What passes through it.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Whether the sandbox has stopped.

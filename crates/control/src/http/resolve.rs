@@ -62,7 +62,7 @@ impl Resolve for Routes {
             let connector = connector.clone();
             async move { connector.connect(port).await }
         };
-        let upstream = Upstream::new(connect, route.closed);
+        let upstream = Upstream::counting(connect, route.closed, route.traffic);
         upstreams.insert(id.clone(), upstream.clone());
         let (all, id) = (Arc::clone(&self.upstreams), id.clone());
         tokio::spawn(async move {

@@ -39,6 +39,9 @@ pub(super) struct NewSandbox {
     pub(super) mcp: Option<Value>,
     pub(super) iam: Option<Value>,
     pub(super) volume_mounts: Option<Value>,
+    /// Torpor's own: seconds without work after which happens what happens at the deadline
+    #[schema(minimum = 1)]
+    pub(super) idle_timeout: Option<u32>,
     /// Torpor's own: days for which it is kept paused, 0 for ever
     #[schema(maximum = 36500)]
     pub(super) retention_days: Option<u32>,
@@ -172,6 +175,9 @@ pub(super) struct SandboxDetail {
     lifecycle: LifecycleJson,
     #[serde(rename = "pauseMode", skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
+    /// Torpor's own: seconds without work after which happens what happens at the deadline
+    #[serde(rename = "idleTimeout", skip_serializing_if = "Option::is_none")]
+    idle_timeout: Option<u32>,
     /// Torpor's own: days for which its creator has it kept paused, 0 for ever
     #[serde(rename = "retentionDays", skip_serializing_if = "Option::is_none")]
     retention_days: Option<u32>,
@@ -279,6 +285,9 @@ impl NewSandbox {
                 "Invalid retentionDays: it is 0 (for ever) to {MAX_DAYS}"
             )));
         }
+        if self.idle_timeout == Some(0) {
+            return Err(ApiError::bad_request("Invalid idleTimeout: it is at least 1 second"));
+        }
         let auto_resume = self.auto_resume.is_some_and(|auto| auto.enabled);
         let auto_pause = self.auto_pause.unwrap_or(false);
         let keep_memory_on_timeout = self.auto_pause_memory.unwrap_or(true);
@@ -300,6 +309,7 @@ impl NewSandbox {
             on_timeout: on_timeout(auto_pause),
             keep_memory_on_timeout,
             auto_resume,
+            idle_timeout_s: self.idle_timeout,
             retention_days: self.retention_days,
             secure,
             allow_internet,
@@ -381,6 +391,7 @@ impl SandboxDetail {
                 },
             },
             pause_mode: paused.then_some(if view.filesystem_only { "filesystem" } else { "full" }),
+            idle_timeout: view.idle_timeout_s,
             retention_days: view.retention_days,
             held_up: view.held_up.clone(),
             durable: paused.then_some(view.durable),

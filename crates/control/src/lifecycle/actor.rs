@@ -26,6 +26,7 @@ use tracing::Instrument;
 use super::api::{Connected, LifecycleError, OnTimeout, SandboxView};
 use super::bases::Base;
 use super::guest::{self, InitError};
+use super::idle::Activity;
 use super::node::Node;
 use super::save::{Keep, SaveError, Saving};
 use super::{Entries, Entry, Route, Status};
@@ -140,6 +141,10 @@ pub(super) struct Actor {
     last_pause: Option<Window>,
     last_resume: Option<Window>,
     retry_expiry_at: Option<tokio::time::Instant>,
+    /// What is done in the present run.
+    activity: Arc<Activity>,
+    /// When to look whether it is idle.
+    look_at: Option<tokio::time::Instant>,
     /// Why the last attempt to pause it by itself failed.
     held_up: Option<String>,
 }
@@ -150,6 +155,8 @@ enum Turn {
     Command(Option<Command>),
     Event(Event),
     Expired,
+    /// It may be idle.
+    Look,
 }
 
 /// Whether the actor goes on.
@@ -214,6 +221,8 @@ impl Actor {
             last_pause: None,
             last_resume: None,
             retry_expiry_at: None,
+            activity: Arc::new(Activity::new()),
+            look_at: None,
             held_up: None,
         };
         if let Carrier::Running { machine, .. } | Carrier::Stopped { machine, .. } = &actor.carrier {
@@ -236,11 +245,12 @@ impl Actor {
             Carrier::Stopped { .. } => self.restart_saving(),
         }
         loop {
-            let expires_at = self.expires_at();
+            let (expires_at, look_at) = (self.expires_at(), self.look_at());
             let turn = tokio::select! {
                 command = self.inbox.recv() => Turn::Command(command),
                 Some(event) = self.inbound.recv() => Turn::Event(event),
                 () = sleep_until(expires_at) => Turn::Expired,
+                () = sleep_until(look_at) => Turn::Look,
             };
             let next = match turn {
                 Turn::Command(Some(Command { arrived, span, operation })) => {
@@ -249,6 +259,7 @@ impl Actor {
                 Turn::Command(None) => Next::Ended,
                 Turn::Event(event) => self.react(event).await,
                 Turn::Expired => self.expire().await,
+                Turn::Look => self.look_whether_idle().await,
             };
             if let Next::Ended = next {
                 return;
@@ -340,13 +351,15 @@ impl Actor {
         }
         let (route, durable) = match &self.carrier {
             Carrier::Running { machine, closed, awake: true } if self.row.state == StoredState::Running => {
-                (Some(Route { connector: machine.connector(), closed: closed.clone() }), true)
+                let traffic = self.activity.traffic().clone();
+                (Some(Route { connector: machine.connector(), closed: closed.clone(), traffic }), true)
             }
             Carrier::Stopped { .. } => (None, false),
             Carrier::Running { .. } | Carrier::Nothing => (None, true),
         };
-        if self.row.state != StoredState::Running {
-            self.held_up = None;
+        if self.row.state == StoredState::Paused {
+            // The next run has a deadline of its own.
+            (self.held_up, self.retry_expiry_at) = (None, None);
         }
         let (row, held_up) = (Arc::new(self.row.clone()), self.held_up.clone());
         self.status.send_replace(Status { row, route, durable, held_up, gone: false });

@@ -41,6 +41,8 @@ pub struct CreateSandbox {
     pub keep_memory_on_timeout: bool,
     /// Whether traffic to the paused sandbox resumes it.
     pub auto_resume: bool,
+    /// Seconds without work after which happens what happens at the deadline; `None`: never.
+    pub idle_timeout_s: Option<u32>,
     /// Days for which it is kept paused, 0 for ever; `None`: as its team or the server's settings say.
     pub retention_days: Option<u32>,
     /// Whether the agent demands an access token.
@@ -109,6 +111,8 @@ pub struct SandboxView {
     pub allow_internet: bool,
     /// What traffic it receives and sends.
     pub network: NetworkConfig,
+    /// Seconds without work after which happens what happens at the deadline; `None`: never.
+    pub idle_timeout_s: Option<u32>,
     /// Days for which its creator has it kept paused, 0 for ever; `None` where that was not said.
     pub retention_days: Option<u32>,
     /// While paused: when it is removed if nobody resumes it; `None` if never. In answers to `get` and `list` alone.

@@ -22,6 +22,7 @@ mod collect;
 mod deadline;
 mod egress;
 mod guest;
+mod idle;
 mod launch;
 mod limits;
 mod node;
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
-use torpor_gateway::Access;
+use torpor_gateway::{Access, Traffic};
 use torpor_network::Connector;
 use torpor_types::{Egress, SandboxId, TeamId};
 use tracing::Instrument;
@@ -52,6 +53,7 @@ pub use api::{
     SnapshotView, VisibleState,
 };
 pub use collect::{CollectError, Collected, Skipped};
+pub(crate) use idle::Activity;
 pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
 pub use rebuild::{Made, MadeKind, RebuildError, Rebuilt, Unreadable, rebuild_index};
@@ -74,6 +76,8 @@ pub struct Route {
     pub connector: Connector,
     /// Cancelled the moment the machine behind it stops (pause, kill, crash): cut every stream then.
     pub closed: tokio_util::sync::CancellationToken,
+    /// Where the gateway counts what passes, for the idle timer.
+    pub traffic: Traffic,
 }
 
 struct Inner {
@@ -472,6 +476,7 @@ impl Status {
             auto_resume: record.auto_resume,
             allow_internet: record.allow_internet,
             network: record.network.clone(),
+            idle_timeout_s: record.idle_timeout_s,
             retention_days: record.retention_days,
             kept_until: None,
             held_up: self.held_up.clone(),

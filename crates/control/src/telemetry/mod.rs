@@ -26,6 +26,8 @@ use torpor_envd_api::telemetry::LogLevel;
 use torpor_network::Connector;
 use torpor_types::SandboxId;
 
+use crate::lifecycle::Activity;
+
 pub use log::{Direction, LogQuery, LogRecord};
 use recorder::Recorder;
 pub(crate) use recorder::Recording;
@@ -63,9 +65,10 @@ impl Telemetry {
         connector: Connector,
         access_token: Option<String>,
         closed: CancellationToken,
+        activity: Arc<Activity>,
     ) -> Recording {
         let recording = Recording::new(self.recorder(id));
-        tokio::spawn(follow::follow(recording.clone(), connector, access_token, closed));
+        tokio::spawn(follow::follow(recording.clone(), connector, access_token, closed, activity));
         recording
     }
 

@@ -106,6 +106,9 @@ struct Create {
     /// What happens then
     #[arg(long, value_enum, default_value_t = OnTimeout::Kill)]
     on_timeout: OnTimeout,
+    /// Seconds without work (a command, a terminal, a long connection) after which the same happens [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    idle_timeout: Option<u32>,
     /// Days for which it is kept paused before it is removed, 0 for ever [default: as the server or the team says]
     #[arg(long, value_name = "DAYS", value_parser = days())]
     retention_days: Option<u32>,
@@ -255,6 +258,7 @@ impl Create {
             "templateID": self.template,
             "timeout": self.timeout,
             "autoPause": self.on_timeout == OnTimeout::Pause,
+            "idleTimeout": self.idle_timeout,
             "retentionDays": self.retention_days,
             "allow_internet_access": !self.no_internet,
             "metadata": map(self.metadata),

@@ -59,6 +59,7 @@ impl Lifecycle for Pretended {
             auto_resume: asked.auto_resume,
             allow_internet: asked.allow_internet,
             network: asked.network,
+            idle_timeout_s: asked.idle_timeout_s,
             retention_days: asked.retention_days,
             kept_until: None,
             held_up: None,

@@ -39,6 +39,7 @@ pub(in crate::lifecycle) async fn create(
         keep_memory_on_timeout: request.keep_memory_on_timeout,
         filesystem_only: false,
         auto_resume: request.auto_resume,
+        idle_timeout_s: request.idle_timeout_s,
         retention_days: request.retention_days,
         initial_timeout_s: request.timeout_s,
         secure: request.secure,
