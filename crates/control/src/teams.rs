@@ -79,7 +79,7 @@ mod tests {
     async fn teams_are_made_found_and_limited_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).await.unwrap();
-        let limits = TeamLimits { max_running: Some(3), max_timeout_hours: None };
+        let limits = TeamLimits { max_running: Some(3), ..TeamLimits::default() };
         let made = create(&registry, "research", limits).await.unwrap();
         assert_eq!(find(&registry, "research").await.unwrap(), made);
         assert!(matches!(create(&registry, "research", limits).await, Err(TeamError::Exists(_))));
@@ -87,10 +87,7 @@ mod tests {
             max_timeout_hours: Some(1),
             ..limits
         });
-        assert_eq!(
-            changed.await.unwrap().limits,
-            TeamLimits { max_running: Some(3), max_timeout_hours: Some(1) }
-        );
+        assert_eq!(changed.await.unwrap().limits, TeamLimits { max_timeout_hours: Some(1), ..limits });
         assert_eq!(find(&registry, "default").await.unwrap().limits, TeamLimits::default());
         let missing = find(&registry, "sales").await.unwrap_err().to_string();
         assert_eq!(

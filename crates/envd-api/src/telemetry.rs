@@ -6,6 +6,7 @@
 //! {"hello":{"bootId":"…"}}                                first, once
 //! {"log":{"seq":1,"atUs":…,"level":"info",…}}             each entry the host has not seen, and those that follow
 //! {"metrics":{"cpu_count":1,…}}                           at once, then every 5 s
+//! {"work":{"open":1,"started":17}}                        at once, when it changes, and every 5 s
 //! ```
 //!
 //! Log entries are numbered from 1 in each *boot* of the guest. The host says in [`TelemetryQuery`] what it has seen, so that
@@ -48,6 +49,17 @@ pub enum Telemetry {
     Log(LogEntry),
     /// The use of resources at this moment.
     Metrics(Metrics),
+    /// The commands and terminals at this moment.
+    Work(Work),
+}
+
+/// Commands and terminals, of which the host has to know whether the sandbox is idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Those that run, whether or not a client follows them.
+    pub open: u64,
+    /// Those that were ever started in this boot, so that one that is over already is not overlooked.
+    pub started: u64,
 }
 
 /// One entry of a sandbox's log.
@@ -118,7 +130,8 @@ mod tests {
                 r#"{"log":{"seq":7,"atUs":1,"level":"info","logger":"process","message":"hi","fields":{"pid":"42"}}}"#,
             ),
         ];
-        for (line, text) in lines {
+        let work = (Telemetry::Work(Work { open: 1, started: 17 }), r#"{"work":{"open":1,"started":17}}"#);
+        for (line, text) in lines.into_iter().chain([work]) {
             assert_eq!(serde_json::to_string(&line).unwrap(), text);
             assert_eq!(serde_json::from_str::<Telemetry>(text).unwrap(), line);
         }

@@ -27,6 +27,7 @@ mod proxy;
 mod refusal;
 mod route;
 mod serve;
+mod traffic;
 mod upstream;
 
 pub use access::{Access, MayResume, SignedFile, TRAFFIC_TOKEN_HEADER};
@@ -36,4 +37,5 @@ pub use proxy::{Gateway, Resolve};
 pub use refusal::Refusal;
 pub use route::{AGENT_PORT, SANDBOX_ID_HEADER, SANDBOX_PORT_HEADER, Target, route};
 pub use serve::{ClientConnection, Transport, serve};
-pub use upstream::{Connect, Upstream};
+pub use traffic::{LONG, Traffic, TrafficNow};
+pub use upstream::{Connect, Upstream, UpstreamOptions};

@@ -23,6 +23,7 @@ use crate::page::is_browser;
 use crate::refusal::{Asked, Refusal};
 use crate::route::{AGENT_PORT, Target, route};
 use crate::serve::ClientConnection;
+use crate::traffic::{Counted, Exchange};
 use crate::upstream::Upstream;
 
 /// Endpoints of the agent by which the server prepares and watches a sandbox; a client that could call them could take
@@ -118,6 +119,7 @@ impl<R: Resolve> Gateway<R> {
         let access = self.resolver.access(id).ok_or(Refusal::NotFound)?;
         let may_resume = access.check(port, &request)?;
         let upstream = self.resolver.resolve(id, may_resume).await?;
+        let exchange = upstream.traffic().begin();
         let client = request.extensions().get::<ClientConnection>().copied();
         let wants_upgrade = upgrade_of(request.headers()).is_some();
         let client_side = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
@@ -131,11 +133,12 @@ impl<R: Resolve> Gateway<R> {
             let Some(client_side) = client_side else {
                 return Err(Refusal::Broken("it switched protocols without being asked to".to_owned()));
             };
-            return Ok(tunnel(client_side, response));
+            exchange.upgraded();
+            return Ok(tunnel(client_side, response, exchange));
         }
         strip_hop_by_hop(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
-        Ok(response.map(boxed))
+        Ok(response.map(|body| boxed(Counted::new(body, exchange))))
     }
 }
 
@@ -202,10 +205,11 @@ fn refusal_of(error: &Error, port: u16) -> Refusal {
 }
 
 /// Passes "101 Switching Protocols" on and, once both sides have switched, bytes both ways until either ends.
-fn tunnel(client_side: OnUpgrade, mut response: Response<Incoming>) -> Response<Body> {
+fn tunnel(client_side: OnUpgrade, mut response: Response<Incoming>, exchange: Exchange) -> Response<Body> {
     let sandbox_side = hyper::upgrade::on(&mut response);
     tokio::spawn(
         async move {
+            let _exchange = exchange;
             let (client, sandbox) = match tokio::try_join!(client_side, sandbox_side) {
                 Ok(both) => both,
                 Err(error) => return debug!(%error, "an upgrade was not completed"),

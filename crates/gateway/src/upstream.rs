@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::body::Body;
 use crate::encrypt::encrypt;
+use crate::traffic::Traffic;
 
 /// How long a guest may take to accept a connection. Emulated guests under load take tenths of a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +38,15 @@ pub trait Connect: Send + Sync + 'static {
     fn connect(&self, port: u16) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 }
 
+/// What the gateway has to know of a run beside the way to it.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamOptions {
+    /// Ports whose programs are spoken to in TLS.
+    pub https_ports: BTreeSet<u16>,
+    /// Where what passes is counted.
+    pub traffic: Traffic,
+}
+
 /// The way to one sandbox, from its resume to its pause. Cheap to clone; all clones share the connections.
 ///
 /// Keep one for as long as the machine runs and give out clones: a new one starts with an empty pool.
@@ -44,6 +54,7 @@ pub trait Connect: Send + Sync + 'static {
 pub struct Upstream {
     client: Client<Dial, Body>,
     closed: CancellationToken,
+    traffic: Traffic,
 }
 
 #[derive(Clone)]
@@ -82,17 +93,22 @@ where
 // === impl Upstream ===
 
 impl Upstream {
-    /// `closed` is to be cancelled the moment the sandbox stops: it cuts every connection made through this. Programs on
-    /// `https_ports` are spoken to in TLS.
-    pub fn new(connect: impl Connect, https_ports: BTreeSet<u16>, closed: CancellationToken) -> Self {
-        let dial =
-            Dial { connect: Arc::new(connect), https_ports: Arc::new(https_ports), closed: closed.clone() };
+    /// `closed` is to be cancelled the moment the sandbox stops: it cuts every connection made through this.
+    pub fn new(connect: impl Connect, options: UpstreamOptions, closed: CancellationToken) -> Self {
+        let UpstreamOptions { https_ports, traffic } = options;
+        let https_ports = Arc::new(https_ports);
+        let dial = Dial { connect: Arc::new(connect), https_ports, closed: closed.clone() };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_PORT)
             .build(dial);
-        Self { client, closed }
+        Self { client, closed, traffic }
+    }
+
+    /// What passes through it.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Whether the sandbox has stopped.

@@ -17,6 +17,7 @@ mod setup;
 mod teardown;
 mod tls;
 mod up;
+mod vault;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,7 +27,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use client::{Endpoint, KeyCommand, SandboxCommand, SnapshotCommand, TeamCommand, TemplateCommand};
+use client::{
+    Endpoint, GcCommand, KeyCommand, SandboxCommand, SnapshotCommand, TeamCommand, TemplateCommand,
+};
 use layout::DataDir;
 use settings::{DataDirOption, Settings};
 
@@ -85,6 +88,10 @@ enum Command {
     },
     /// Create and list teams, and set their limits
     Team(TeamCommand),
+    /// Remove what was kept long enough: paused sandboxes and snapshots; a server does so by itself every hour
+    Gc(GcCommand),
+    /// Verify the snapshots of this node, or make its database again from them
+    Vault(vault::VaultCommand),
     /// Print the OpenAPI document of the control plane, which servers have at /openapi.json
     Openapi,
     /// Measure a running server
@@ -140,6 +147,8 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         Command::Key(command) => command.run(path).await?,
         Command::Tls { options } => println!("{}", tls::run(path, &options)?),
         Command::Team(command) => command.run(path).await?,
+        Command::Gc(command) => return Ok(command.run(path).await?),
+        Command::Vault(command) => return Ok(command.run(&existing(path)?).await?),
         Command::Openapi => client::say(&torpor_control::http::openapi_document())?,
         Command::Bench { endpoint, json, command } => {
             let (url, key) = endpoint.resolve(path)?;

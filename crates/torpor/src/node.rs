@@ -76,7 +76,7 @@ impl Node {
         }
         let lock = DataDirLock::take(data_dir)?;
         let place = place::prepare(data_dir.root(), &place_options)?;
-        let vault = Vault::open(&place.vault_dir)?;
+        let vault = Vault::open_within(&place.vault_dir, settings.vault_limits())?;
         let extract = |cause| NodeError::Extract { path: data_dir.lib(), cause };
         let embedded = embedded::extract(&data_dir.lib()).map_err(extract)?;
         embedded::remove_others(&data_dir.lib()).map_err(extract)?;

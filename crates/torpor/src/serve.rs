@@ -17,6 +17,7 @@ use torpor_control::registry::Registry;
 use torpor_control::telemetry::Telemetry;
 use torpor_control::timings::server_timing;
 use torpor_gateway::{Front, Gateway, Transport};
+use torpor_vault::Vault;
 use torpor_vault::place::{self, PlaceOptions};
 
 use crate::https::{Https, HttpsError, challenge_router};
@@ -25,8 +26,11 @@ use crate::node::{Node, NodeError};
 use crate::settings::Settings;
 use crate::setup::accelerator;
 
-/// How often the vault's image gives free blocks back.
-const TRIM_EVERY: Duration = Duration::from_secs(3600);
+/// How often what was kept long enough is removed.
+const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(3600);
+
+/// How often the vault is measured, where it has a budget and no file system of its own.
+const MEASURE_EVERY: Duration = Duration::from_secs(60);
 
 /// The server cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,7 @@ pub(crate) async fn serve(
         machines: node.machines.clone(),
         telemetry: Telemetry::open(data_dir.logs()).map_err(ServeError::Logs)?,
         limits: settings.limits(),
+        retention: settings.retention(),
         network: node.network.clone(),
         egress_roots: settings.egress_roots.clone(),
         warm_machines: settings.warm_machines(),
@@ -92,8 +97,9 @@ pub(crate) async fn serve(
     .await?;
     tracing::info!(?reconciled, %accelerator, "sandboxes taken over");
     node.network.remove_strays().await?;
-    let trimming = tokio::spawn(trim_now_and_then(data_dir.root().to_owned()));
-    let options = ApiOptions { domain: settings.domain.clone() };
+    let keeping = tokio::spawn(keep_house(sandboxes.clone(), data_dir.root().to_owned()));
+    let measuring = tokio::spawn(measure_now_and_then(node.vault.clone()));
+    let options = ApiOptions { domain: settings.domain.clone(), operator_key_sha256: operator_key(data_dir) };
     let mut api =
         http::router(sandboxes.clone(), registry, options).layer(middleware::from_fn(server_timing));
     if let Some(https) = &https {
@@ -110,25 +116,57 @@ pub(crate) async fn serve(
     };
     tokio::join!(plain, encrypted);
     tracing::info!("stopped; running sandboxes go on and are taken over by the next server");
-    trimming.abort();
+    keeping.abort();
+    measuring.abort();
     node.machines.stop_warming(Duration::from_secs(5)).await;
     node.network.remove_if_unused().await?;
     drop(node.lock);
     Ok(())
 }
 
-/// Gives what removed snapshots took in the vault's image back to the host's file system.
-async fn trim_now_and_then(data_dir: PathBuf) {
+/// Who shows this key runs the server. One that cannot be read is nobody's.
+fn operator_key(data_dir: &DataDir) -> Option<String> {
+    let key = keys::read_cli_key(data_dir.root());
+    key.inspect_err(
+        |error| tracing::warn!(%error, "nobody can use what is for the operator: cli.key cannot be read"),
+    )
+    .ok()
+    .map(|key| key.sha256())
+}
+
+/// Keeps known what the vault takes up, where that has to be measured.
+async fn measure_now_and_then(vault: Vault) {
     loop {
-        tokio::time::sleep(TRIM_EVERY).await;
-        let data_dir = data_dir.clone();
-        match tokio::task::spawn_blocking(move || place::trim(&data_dir)).await {
+        tokio::time::sleep(MEASURE_EVERY).await;
+        let vault = vault.clone();
+        match tokio::task::spawn_blocking(move || vault.measure()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "free blocks of the vault's image could not be given back")
-            }
-            Err(error) => tracing::warn!(%error, "trimming the vault's image ended early"),
+            Ok(Err(error)) => tracing::warn!(%error, "what the vault takes up could not be measured"),
+            Err(error) => tracing::warn!(%error, "measuring the vault ended early"),
         }
+    }
+}
+
+/// At once and then every hour: removes what was kept long enough, and gives what it took in the vault's image back to
+/// the host's file system.
+async fn keep_house(sandboxes: Sandboxes, data_dir: PathBuf) {
+    loop {
+        match sandboxes.collect().await {
+            Ok(collected) => tracing::debug!(removed = collected.removed.len(), "collected"),
+            Err(error) => tracing::error!(%error, "what was kept long enough could not be removed"),
+        }
+        trim(data_dir.clone()).await;
+        tokio::time::sleep(KEEP_HOUSE_EVERY).await;
+    }
+}
+
+async fn trim(data_dir: PathBuf) {
+    match tokio::task::spawn_blocking(move || place::trim(&data_dir)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "free blocks of the vault's image could not be given back")
+        }
+        Err(error) => tracing::warn!(%error, "trimming the vault's image ended early"),
     }
 }
 

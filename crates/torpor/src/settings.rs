@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use torpor_control::lifecycle::Limits;
+use torpor_control::retention::{MAX_DAYS, Retention};
 
 use crate::layout::{DEFAULT_DATA_DIR, DataDir};
 
@@ -85,6 +86,23 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_MAX_RUNNING")]
     pub(crate) max_running: Option<u32>,
 
+    /// Days for which a sandbox is kept paused before it is removed, unless its team or its creator says otherwise; 0 for
+    /// ever [default: 30]
+    #[arg(long, env = "TORPOR_RETENTION_DAYS", value_name = "DAYS", value_parser = days())]
+    pub(crate) retention_days: Option<u32>,
+
+    /// Days for which a snapshot is kept before it is removed, unless its team says otherwise; 0 for ever [default: 0]
+    #[arg(long, env = "TORPOR_SNAPSHOT_RETENTION_DAYS", value_name = "DAYS", value_parser = days())]
+    pub(crate) snapshot_retention_days: Option<u32>,
+
+    /// Space that the vault may take up, for instance 200G; what would exceed it is refused [default: all there is]
+    #[arg(long, env = "TORPOR_VAULT_BUDGET", value_name = "SIZE")]
+    pub(crate) vault_budget: Option<Size>,
+
+    /// Space of the vault's file system that is kept free [default: 1G]
+    #[arg(long, env = "TORPOR_VAULT_RESERVE", value_name = "SIZE")]
+    pub(crate) vault_reserve: Option<Size>,
+
     /// Machines kept ready for each template; more make bursts of creates quicker and cost 16 to 40 MB each
     /// [default: 2]
     #[arg(long, env = "TORPOR_WARM_MACHINES")]
@@ -121,6 +139,26 @@ pub(crate) struct Settings {
     pub(crate) log: Option<String>,
 }
 
+/// A number of bytes, written as people do: `100G`, or in the file also as a bare number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub(crate) struct Size {
+    /// How many.
+    pub(crate) bytes: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+/// Reads a number of days.
+pub(crate) fn days() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=i64::from(MAX_DAYS))
+}
+
 /// How an authority is shown that the domain is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 pub(crate) enum AcmeChallenge {
@@ -143,6 +181,27 @@ pub(crate) enum SettingsError {
     /// The file is no valid TOML, or has a key that is not in the list.
     #[error("{path}: {cause}\nThe keys are listed by `torpor serve --help` (with _ for -)")]
     Parse { path: String, cause: Box<toml::de::Error> },
+}
+
+// === impl Size ===
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self { bytes: crate::setup::parse_size(text)? })
+    }
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(size: SizeText) -> Result<Self, String> {
+        match size {
+            SizeText::Bytes(bytes) => Ok(Self { bytes }),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
 }
 
 // === impl Settings ===
@@ -177,6 +236,10 @@ impl Settings {
             domain: self.domain.or(other.domain),
             max_timeout_hours: self.max_timeout_hours.or(other.max_timeout_hours),
             max_running: self.max_running.or(other.max_running),
+            retention_days: self.retention_days.or(other.retention_days),
+            snapshot_retention_days: self.snapshot_retention_days.or(other.snapshot_retention_days),
+            vault_budget: self.vault_budget.or(other.vault_budget),
+            vault_reserve: self.vault_reserve.or(other.vault_reserve),
             warm_machines: self.warm_machines.or(other.warm_machines),
             accelerator: self.accelerator.or(other.accelerator),
             qemu: self.qemu.or(other.qemu),
@@ -198,6 +261,24 @@ impl Settings {
     pub(crate) fn limits(&self) -> Limits {
         let max_timeout_hours = self.max_timeout_hours.unwrap_or(DEFAULT_MAX_TIMEOUT_HOURS);
         Limits { max_running: self.max_running, max_timeout_s: i64::from(max_timeout_hours) * 3600 }
+    }
+
+    /// How long what nobody uses is kept.
+    pub(crate) fn retention(&self) -> Retention {
+        let Retention { paused_days, snapshot_days } = Retention::default();
+        Retention {
+            paused_days: self.retention_days.unwrap_or(paused_days),
+            snapshot_days: self.snapshot_retention_days.unwrap_or(snapshot_days),
+        }
+    }
+
+    /// How much of the vault may be used.
+    pub(crate) fn vault_limits(&self) -> torpor_vault::Limits {
+        let default = torpor_vault::Limits::default();
+        torpor_vault::Limits {
+            reserve_bytes: self.vault_reserve.map_or(default.reserve_bytes, |size| size.bytes),
+            budget_bytes: self.vault_budget.map(|size| size.bytes),
+        }
     }
 
     /// Machines kept ready for each template.
@@ -224,6 +305,14 @@ mod tests {
         assert_eq!(settings.warm_machines(), 7);
         assert_eq!(settings.listen().to_string(), "0.0.0.0:80");
         assert_eq!(settings.limits(), Limits { max_running: None, max_timeout_s: 86_400 });
+    }
+
+    #[test]
+    fn sizes_may_be_written_as_people_do_or_in_bytes() {
+        let settings = in_dir("vault_budget = \"20G\"\nvault_reserve = 4096", Settings::default()).unwrap();
+        let limits = settings.vault_limits();
+        assert_eq!((limits.budget_bytes, limits.reserve_bytes), (Some(20 << 30), 4096));
+        assert!(in_dir("vault_budget = \"much\"", Settings::default()).is_err());
     }
 
     #[test]

@@ -10,18 +10,40 @@ use crate::ManifestError;
 /// Not enough space in the vault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the vault lacks {missing_bytes} bytes: {wanted_bytes} are wanted, {available_bytes} are free beyond the reserve \
-     of {reserve_bytes}: remove snapshots, or grow the vault"
+    "the vault lacks {missing_bytes} bytes: {wanted_bytes} are wanted, {available_bytes} are there {limit}"
 )]
 pub struct NoRoom {
     /// How many bytes were asked for.
     pub wanted_bytes: u64,
-    /// Free bytes beyond the reserve.
+    /// Bytes that may be written, less what others were promised.
     pub available_bytes: u64,
-    /// Bytes that are kept free.
-    pub reserve_bytes: u64,
     /// How many bytes are lacking.
     pub missing_bytes: u64,
+    /// What keeps more from being written.
+    pub limit: Limit,
+}
+
+/// What keeps more from being written to the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// So many bytes of the file system are kept free.
+    Reserve(u64),
+    /// The vault may take up so many bytes.
+    Budget(u64),
+    /// The file system does not say how much is free.
+    Unknown,
+}
+
+// === impl Limit ===
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Limit::Reserve(bytes) => write!(f, "beyond the {bytes} that are kept free"),
+            Limit::Budget(bytes) => write!(f, "within its budget of {bytes}"),
+            Limit::Unknown => f.write_str("(its file system does not say how many)"),
+        }
+    }
 }
 
 /// [`crate::Vault::open`] failed.

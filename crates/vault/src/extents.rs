@@ -47,6 +47,15 @@ pub(crate) fn extents(file: &File) -> io::Result<Vec<Extent>> {
     Ok(all)
 }
 
+/// Bytes that the file occupies and shares with no other: what its removal frees.
+pub(crate) fn own_bytes(file: &File) -> io::Result<u64> {
+    Fiemap::new(file).try_fold(0, |bytes, extent| {
+        let extent = extent?;
+        let is_shared = extent.fe_flags.contains(FiemapExtentFlags::SHARED);
+        Ok(if is_shared { bytes } else { bytes + extent.fe_length })
+    })
+}
+
 /// For each of the first `count` chunks of `chunk_bytes`: whether both files surely hold the same bytes there.
 pub(crate) fn same_chunks(one: &[Extent], other: &[Extent], chunk_bytes: u64, count: usize) -> Vec<bool> {
     let (mut one, mut other) = (Cursor(one), Cursor(other));

@@ -41,11 +41,11 @@ mod vault;
 mod verify;
 mod version;
 
-pub use error::{ListError, NoRoom, OpenError, PublishError, ReadError, RemoveError, StageError};
+pub use error::{Limit, ListError, NoRoom, OpenError, PublishError, ReadError, RemoveError, StageError};
 pub use manifest::{
     DiskPart, Format, Kind, MachineFacts, Manifest, ManifestDraft, ManifestError, MemoryPart, StatePart,
 };
-pub use room::Room;
+pub use room::{Claim, Limits, Room};
 pub use snapshot::Snapshot;
 pub use staging::Staging;
 pub use sums::CHUNK_BYTES;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use torpor_types::SnapshotId;
 
+use crate::extents;
 use crate::sums::{Parent, Sums};
 use crate::{Manifest, ReadError};
 
@@ -101,6 +102,16 @@ impl Snapshot {
         let mut bytes = 0;
         for entry in std::fs::read_dir(&self.dir).map_err(io)? {
             bytes += entry.and_then(|entry| entry.metadata()).map_err(io)?.blocks() * 512;
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes that only this snapshot occupies, which its removal frees: those of blocks it shares with no other file.
+    pub fn own_bytes(&self) -> Result<u64, ReadError> {
+        let io = |cause| ReadError::Io { path: self.dir.clone(), cause };
+        let mut bytes = 0;
+        for entry in std::fs::read_dir(&self.dir).map_err(io)? {
+            bytes += entry.and_then(|entry| extents::own_bytes(&File::open(entry.path())?)).map_err(io)?;
         }
         Ok(bytes)
     }

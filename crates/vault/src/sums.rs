@@ -67,7 +67,7 @@ pub(crate) struct Parent {
 impl Sums {
     /// Hashes all of a file.
     pub(crate) fn full(file: &File) -> io::Result<Computed> {
-        Self::compute(file, |_| None)
+        Self::compute(file, |_| None, &mut |_| {})
     }
 
     /// Hashes what `file` does not share with its parent. `file` has to be flushed, and nobody may write to either.
@@ -75,17 +75,19 @@ impl Sums {
         let file_bytes = file.metadata()?.len();
         let known = &parent.sums;
         let same = same_chunks(&extents(file)?, &extents(&parent.file)?, CHUNK_BYTES, known.chunks.len());
-        Self::compute(file, |chunk| {
-            let sum = known.chunks.get(chunk)?;
+        let shared = |chunk| {
+            let sum: &Sum = known.chunks.get(chunk)?;
             let (start, end) = range(chunk, file_bytes);
             // The chunk has to end at the same byte in both files, too.
             (same[chunk] && (start, end) == range(chunk, known.file_bytes)).then_some(*sum)
-        })
+        };
+        Self::compute(file, shared, &mut |_| {})
     }
 
     /// Compares a file with the table: how many bytes were read or, as an error, where the first chunk that differs starts.
-    pub(crate) fn check(&self, file: &File) -> io::Result<Result<u64, u64>> {
-        let now = Self::full(file)?;
+    /// `told` is given the number of bytes whenever some were read.
+    pub(crate) fn check(&self, file: &File, told: &mut dyn FnMut(u64)) -> io::Result<Result<u64, u64>> {
+        let now = Self::compute(file, |_| None, told)?;
         let differs = self.chunks.iter().zip(&now.sums.chunks).position(|(then, now)| then != now);
         Ok(match differs {
             Some(chunk) => Err(chunk as u64 * CHUNK_BYTES),
@@ -93,7 +95,11 @@ impl Sums {
         })
     }
 
-    fn compute(file: &File, known: impl Fn(usize) -> Option<Sum>) -> io::Result<Computed> {
+    fn compute(
+        file: &File,
+        known: impl Fn(usize) -> Option<Sum>,
+        told: &mut dyn FnMut(u64),
+    ) -> io::Result<Computed> {
         let file_bytes = file.metadata()?.len();
         let count = chunk_count(file_bytes)?;
         let mut chunks = Vec::with_capacity(count);
@@ -119,6 +125,7 @@ impl Sums {
             let content = &mut buffer[..(end - start) as usize];
             file.read_exact_at(content, start)?;
             bytes_read += end - start;
+            told(end - start);
             chunks.push(sum(content));
         }
         Ok(Computed { sums: Self { file_bytes, chunks }, bytes_read })
@@ -229,7 +236,8 @@ mod tests {
             }
             let table = Sums::full(&holes).unwrap().sums;
             prop_assert_eq!(&table, &Sums::full(&zeros).unwrap().sums);
-            prop_assert!(table.check(&holes).unwrap().is_ok());
+            let checked = table.check(&holes, &mut |_| {}).unwrap();
+            prop_assert!(checked.is_ok());
         }
 
         #[test]
@@ -239,7 +247,8 @@ mod tests {
             let table = Sums::full(&file).unwrap();
             prop_assert_eq!(table.bytes_read, 0);
             file.write_all_at(&[1], at).unwrap();
-            prop_assert_eq!(table.sums.check(&file).unwrap(), Err(at / CHUNK_BYTES * CHUNK_BYTES));
+            let checked = table.sums.check(&file, &mut |_| {}).unwrap();
+            prop_assert_eq!(checked, Err(at / CHUNK_BYTES * CHUNK_BYTES));
         }
     }
 }

@@ -8,9 +8,10 @@ use torpor_types::SnapshotId;
 
 use crate::files::{clones, make_dir, sync_dir};
 use crate::mounts::mount_of;
+use crate::room::Rooms;
 use crate::{
-    ListError, NoRoom, OpenError, ReadError, RemoveError, Room, Snapshot, StageError, Staging, Verified,
-    VerifyError, verify, version,
+    Claim, Limits, ListError, NoRoom, OpenError, ReadError, RemoveError, Room, Snapshot, StageError, Staging,
+    Verified, VerifyError, verify, version,
 };
 
 /// How much of a vault is kept free unless configured otherwise, in bytes.
@@ -27,7 +28,7 @@ pub struct Vault(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
-    reserve_bytes: u64,
+    rooms: Arc<Rooms>,
 }
 
 /// All snapshots of a vault.
@@ -45,11 +46,11 @@ impl Vault {
     /// Opens the vault in the directory `dir`, and makes one there if it is empty. Proves that the file system can
     /// clone files. Removes what interrupted publications and removals left.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        Self::open_with_reserve(dir, DEFAULT_RESERVE_BYTES)
+        Self::open_within(dir, Limits::default())
     }
 
-    /// As [`Vault::open`], and keeps `reserve_bytes` free.
-    pub fn open_with_reserve(dir: &Path, reserve_bytes: u64) -> Result<Self, OpenError> {
+    /// As [`Vault::open`], within `limits`.
+    pub fn open_within(dir: &Path, limits: Limits) -> Result<Self, OpenError> {
         let io = |what, path: &Path| {
             let path = path.to_owned();
             move |cause| OpenError::Io { what, path, cause }
@@ -67,14 +68,23 @@ impl Vault {
             make_dir(&path, mode).map_err(io("making", &path))?;
         }
         sync_dir(&dir).map_err(io("flushing", &dir))?;
-        let vault = Self(Arc::new(Inner { dir, reserve_bytes }));
+        let vault = Self(Arc::new(Inner { dir, rooms: Rooms::new(limits) }));
         let staging = vault.staging_dir();
         for entry in std::fs::read_dir(&staging).map_err(io("listing", &staging))? {
             let path = entry.map_err(io("listing", &staging))?.path();
             tracing::info!(path = %path.display(), "removing what an interrupted publication or removal left");
             std::fs::remove_dir_all(&path).map_err(io("removing", &path))?;
         }
+        vault.measure().map_err(io("measuring", vault.dir()))?;
         Ok(vault)
+    }
+
+    /// Opens the vault in `dir` to read snapshots, also while another process has it open: nothing in it is changed.
+    pub fn open_beside(dir: &Path) -> Result<Self, OpenError> {
+        let io = |cause| OpenError::Io { what: "opening", path: dir.to_owned(), cause };
+        let dir = dir.canonicalize().map_err(io)?;
+        version::check(&dir)?;
+        Ok(Self(Arc::new(Inner { dir, rooms: Rooms::new(Limits::default()) })))
     }
 
     /// Starts writing a snapshot.
@@ -147,27 +157,43 @@ impl Vault {
 
     /// Recomputes every hash of the snapshot `id`: reads all of it.
     pub fn verify(&self, id: &SnapshotId) -> Result<Verified, VerifyError> {
-        verify::verify(&self.get(id)?)
+        self.verify_telling(id, &mut |_| {})
+    }
+
+    /// As [`Vault::verify`]; `told` is given the number of bytes whenever some were read. One that is removed meanwhile is
+    /// [`ReadError::NotFound`].
+    pub fn verify_telling(
+        &self,
+        id: &SnapshotId,
+        told: &mut dyn FnMut(u64),
+    ) -> Result<Verified, VerifyError> {
+        let verified = self.get(id).map_err(VerifyError::from).and_then(|found| verify::verify(&found, told));
+        match verified {
+            Err(_) if !self.snapshot_dir(id).exists() => Err(ReadError::NotFound(id.clone()).into()),
+            verified => verified,
+        }
     }
 
     /// How much space there is.
     pub fn room(&self) -> io::Result<Room> {
-        Room::of(&self.0.dir, self.0.reserve_bytes)
+        self.0.rooms.room(&self.0.dir)
     }
 
-    /// Fails unless `bytes` can be written without touching the reserve.
+    /// Fails unless `bytes` can be written within the limits, beside what others were promised.
     pub fn require_room(&self, bytes: u64) -> Result<(), NoRoom> {
-        // If the file system does not say how much is free, nothing is.
-        let available_bytes = self.room().map_or(0, |room| room.available_bytes());
-        match bytes.checked_sub(available_bytes) {
-            None | Some(0) => Ok(()),
-            Some(missing_bytes) => Err(NoRoom {
-                wanted_bytes: bytes,
-                available_bytes,
-                reserve_bytes: self.0.reserve_bytes,
-                missing_bytes,
-            }),
-        }
+        self.claim_room(bytes).map(drop)
+    }
+
+    /// As [`Vault::require_room`], and promises them to the caller for as long as the claim is held. What is written
+    /// meanwhile counts twice, so do not hold it for longer than the writing takes.
+    pub fn claim_room(&self, bytes: u64) -> Result<Claim, NoRoom> {
+        self.0.rooms.claim(&self.0.dir, bytes)
+    }
+
+    /// Measures what the vault takes up, where there is a budget and the vault has no file system of its own: call it
+    /// now and then.
+    pub fn measure(&self) -> io::Result<()> {
+        self.0.rooms.measure(&self.0.dir)
     }
 
     /// Where working disks of machines are kept: on the vault's file system, so that they can be cloned to and from

@@ -26,21 +26,26 @@ pub enum VerifyError {
     },
 }
 
-pub(crate) fn verify(snapshot: &Snapshot) -> Result<Verified, VerifyError> {
+pub(crate) fn verify(snapshot: &Snapshot, told: &mut dyn FnMut(u64)) -> Result<Verified, VerifyError> {
     let mut bytes_read = 0;
     if snapshot.manifest().state.is_some() {
         bytes_read += snapshot.read_state()?.len() as u64;
     }
     for image in snapshot.memory().into_iter().chain([snapshot.disk()]) {
-        bytes_read += verify_image(snapshot, image)?;
+        bytes_read += verify_image(snapshot, image, told)?;
     }
     Ok(Verified { bytes_read })
 }
 
-fn verify_image(snapshot: &Snapshot, image: Image<'_>) -> Result<u64, VerifyError> {
+fn verify_image(
+    snapshot: &Snapshot,
+    image: Image<'_>,
+    told: &mut dyn FnMut(u64),
+) -> Result<u64, VerifyError> {
     let sums = snapshot.read_sums(image)?;
     let file = snapshot.open_image(image)?;
-    let checked =
-        sums.check(&file).map_err(|cause| ReadError::Io { path: snapshot.dir().join(image.name), cause })?;
+    let checked = sums
+        .check(&file, told)
+        .map_err(|cause| ReadError::Io { path: snapshot.dir().join(image.name), cause })?;
     checked.map_err(|offset| VerifyError::Changed { file: image.name, offset })
 }

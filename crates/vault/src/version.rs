@@ -5,7 +5,7 @@
 //! Torpor opens every older vault, and writes the new version only when it first writes something that needs it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::OpenError;
 use crate::files::{sync_dir, write_durably};
@@ -14,6 +14,16 @@ const FILE: &str = "VERSION";
 const NAME: &str = "torpor-vault";
 const MAJOR: u32 = 1;
 const MINOR: u32 = 0;
+
+/// Checks the version of the vault in `dir`, which must have one.
+pub(crate) fn check(dir: &Path) -> Result<(), OpenError> {
+    let path = dir.join(FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) if understood(&text) => Ok(()),
+        Ok(text) => Err(unknown(path, &text)),
+        Err(cause) => Err(OpenError::Io { what: "reading", path, cause }),
+    }
+}
 
 /// Checks the version of the vault in `dir`; gives a new vault the present one.
 pub(crate) fn check_or_write(dir: &Path) -> Result<(), OpenError> {
@@ -24,11 +34,7 @@ pub(crate) fn check_or_write(dir: &Path) -> Result<(), OpenError> {
     };
     match std::fs::read_to_string(&path) {
         Ok(text) if understood(&text) => Ok(()),
-        Ok(text) => Err(OpenError::Version {
-            found: text.trim().chars().take(80).collect(),
-            known: format!("{NAME} {MAJOR}.x"),
-            path,
-        }),
+        Ok(text) => Err(unknown(path, &text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let aside = dir.join(format!("{FILE}.new"));
             match std::fs::remove_file(&aside) {
@@ -42,6 +48,11 @@ pub(crate) fn check_or_write(dir: &Path) -> Result<(), OpenError> {
         }
         Err(error) => Err(io("reading")(error)),
     }
+}
+
+fn unknown(path: PathBuf, text: &str) -> OpenError {
+    let found = text.trim().chars().take(80).collect();
+    OpenError::Version { found, known: format!("{NAME} {MAJOR}.x"), path }
 }
 
 fn understood(text: &str) -> bool {

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     paths,
     state::AgentState,
-    telemetry::{Journal, Lines},
+    telemetry::{Journal, Lines, Open},
     users::User,
 };
 
@@ -137,7 +137,8 @@ impl Plan {
         let subscription = process.feed.subscribe();
         processes.insert(process.clone());
         journal.event("process started", log_fields(&process));
-        tokio::spawn(look_after(processes, process.clone(), ends.outputs, end, deadline, journal));
+        let open = journal.work().begin();
+        tokio::spawn(look_after(processes, process.clone(), ends.outputs, end, deadline, journal, open));
         Ok((process, subscription))
     }
 }
@@ -150,6 +151,7 @@ async fn look_after(
     end: oneshot::Receiver<End>,
     deadline: Option<Instant>,
     journal: Arc<Journal>,
+    open: Open,
 ) {
     let mut pumps = tokio::task::JoinSet::new();
     for (channel, source) in outputs {
@@ -171,6 +173,7 @@ async fn look_after(
     // The reaper tells every owner, and lives as long as the agent.
     let end = end.await.unwrap_or(End::Exited(-1));
     process.exited.send_replace(true);
+    drop(open);
     process.input.abandon();
     while pumps.join_next().await.is_some() {}
     tracing::debug!(pid = process.pid(), %end, "process ended");

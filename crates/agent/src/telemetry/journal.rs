@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use torpor_envd_api::telemetry::{LogEntry, LogLevel};
 
+use super::work::OpenWork;
+
 /// What entries may take, about, in bytes.
 const MAX_BYTES: usize = 512 << 10;
 
@@ -31,6 +33,7 @@ pub struct Journal {
     /// The number of the last entry.
     written: watch::Sender<u64>,
     turns: watch::Sender<u64>,
+    work: OpenWork,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,7 @@ impl Default for Journal {
             state: Mutex::new(State { entries: VecDeque::new(), bytes: 0, last_seq: 0, budget }),
             written: watch::Sender::new(0),
             turns: watch::Sender::new(0),
+            work: OpenWork::default(),
         }
     }
 }
@@ -67,6 +71,11 @@ impl Journal {
     /// Another one for each boot of the guest.
     pub(super) fn boot_id(&self) -> &str {
         &self.boot_id
+    }
+
+    /// Counts the commands and terminals.
+    pub(crate) fn work(&self) -> &OpenWork {
+        &self.work
     }
 
     /// Writes an entry; the oldest go when there is no room.

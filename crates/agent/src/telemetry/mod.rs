@@ -11,6 +11,7 @@
 
 mod journal;
 mod lines;
+mod work;
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,10 +26,11 @@ use tokio::{
     sync::watch,
     time::{Instant, Interval, MissedTickBehavior},
 };
-use torpor_envd_api::telemetry::{METRICS_INTERVAL_S, Telemetry, TelemetryQuery};
+use torpor_envd_api::telemetry::{METRICS_INTERVAL_S, Telemetry, TelemetryQuery, Work};
 
 pub use journal::Journal;
 pub(crate) use lines::Lines;
+pub(crate) use work::Open;
 
 use crate::{error::HttpError, init::only_host, metrics, server::Shared};
 
@@ -43,6 +45,7 @@ struct Telling {
     written: watch::Receiver<u64>,
     /// Becomes another value when a newer stream takes over.
     turn: watch::Receiver<u64>,
+    work: watch::Receiver<Work>,
     metrics: Interval,
     /// Lines to send before anything else.
     waiting: VecDeque<Telemetry>,
@@ -72,12 +75,16 @@ impl Telling {
         journal.skip_to(seen);
         let mut metrics = tokio::time::interval_at(Instant::now(), Duration::from_secs(METRICS_INTERVAL_S));
         metrics.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut work = journal.work().watch();
+        let at_first = Telemetry::Work(*work.borrow_and_update());
+        let hello = Telemetry::Hello { boot_id: journal.boot_id().to_owned() };
         Self {
             sent: seen,
+            work,
             written: journal.written(),
             turn: journal.take_turn(),
             metrics,
-            waiting: VecDeque::from([Telemetry::Hello { boot_id: journal.boot_id().to_owned() }]),
+            waiting: VecDeque::from([hello, at_first]),
             journal,
         }
     }
@@ -99,10 +106,17 @@ impl Telling {
             let something_new = async { written.wait_for(|written| *written > sent).await.is_ok() };
             tokio::select! {
                 _ = self.turn.changed() => return None,
-                _ = self.metrics.tick() => match metrics::sample().await {
-                    Ok(sample) => self.waiting.push_back(Telemetry::Metrics(sample)),
-                    Err(error) => tracing::debug!(%error, "no metrics"),
-                },
+                _ = self.metrics.tick() => {
+                    self.waiting.push_back(Telemetry::Work(*self.work.borrow_and_update()));
+                    match metrics::sample().await {
+                        Ok(sample) => self.waiting.push_back(Telemetry::Metrics(sample)),
+                        Err(error) => tracing::debug!(%error, "no metrics"),
+                    }
+                }
+                // The journal lives as long as this, and the sender with it.
+                _ = self.work.changed() => {
+                    self.waiting.push_back(Telemetry::Work(*self.work.borrow_and_update()));
+                }
                 there_is = something_new => {
                     if !there_is {
                         return None;

@@ -2,9 +2,10 @@
 
 use futures::StreamExt;
 use http_body_util::BodyExt;
-use torpor_envd_api::telemetry::{LogEntry, LogLevel, Telemetry};
+use torpor_envd_api::process::Signal;
+use torpor_envd_api::telemetry::{LogEntry, LogLevel, Telemetry, Work};
 
-use crate::support::{Agent, run, shell};
+use crate::support::{Agent, run, shell, signal, started};
 
 /// A stream of telemetry, line by line.
 struct Told {
@@ -35,6 +36,20 @@ impl Told {
             Some(Telemetry::Hello { boot_id }) => boot_id,
             other => panic!("hello comes first, not {other:?}"),
         }
+    }
+
+    async fn next_work(&mut self) -> Work {
+        loop {
+            match self.next().await {
+                Some(Telemetry::Work(work)) => return work,
+                Some(_) => {}
+                None => panic!("the stream ended"),
+            }
+        }
+    }
+
+    async fn work_until(&mut self, wanted: Work) {
+        while self.next_work().await != wanted {}
     }
 
     /// Entries up to and with the first whose message begins so.
@@ -109,9 +124,25 @@ async fn there_is_one_stream_and_metrics_come_on_it_at_once() {
     loop {
         match second.next().await.expect("the newer stream goes on") {
             Telemetry::Metrics(metrics) => break assert!(metrics.mem_total > 0 && metrics.cpu_count > 0),
-            Telemetry::Hello { .. } | Telemetry::Log(_) => {}
+            Telemetry::Hello { .. } | Telemetry::Log(_) | Telemetry::Work(_) => {}
         }
     }
+}
+
+#[tokio::test]
+async fn commands_are_counted_while_they_run_also_when_no_client_follows_them() {
+    let agent = Agent::start().await;
+    let mut told = Told::open(&agent, "").await;
+    told.hello().await;
+    assert_eq!(told.next_work().await, Work { open: 0, started: 0 });
+    let client = agent.client();
+    let (pid, events) = started(&client, shell("sleep 1000")).await;
+    drop(events);
+    told.work_until(Work { open: 1, started: 1 }).await;
+    run(&client, shell("true")).await.unwrap();
+    told.work_until(Work { open: 1, started: 2 }).await;
+    client.send_signal(signal(pid, Signal::SIGNAL_SIGKILL)).await.unwrap();
+    told.work_until(Work { open: 0, started: 2 }).await;
 }
 
 #[tokio::test]

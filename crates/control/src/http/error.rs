@@ -100,6 +100,8 @@ impl From<RegistryError> for ApiError {
 
 #[cfg(test)]
 mod tests {
+    use torpor_vault::Limit;
+
     use super::*;
 
     #[test]
@@ -121,7 +123,8 @@ mod tests {
             LifecycleError::TimeoutTooLong { max_hours: 24 },
             LifecycleError::MaxLengthExceeded,
             LifecycleError::TooManyRunning { max_running: 20 },
-            LifecycleError::NoRoom { missing_bytes: 1_048_576 },
+            LifecycleError::NoRoom { missing_bytes: 1_048_576, limit: Limit::Reserve(1) },
+            LifecycleError::NoRoom { missing_bytes: 1_048_576, limit: Limit::Budget(1) },
             LifecycleError::Failed { what: "the pause failed", why: "no reply".into() },
             LifecycleError::ShuttingDown,
         ];

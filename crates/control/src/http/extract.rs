@@ -25,6 +25,10 @@ pub(super) struct PresentedKey(pub(super) ApiKey);
 #[derive(Debug, Clone)]
 pub(super) struct Team(pub(super) TeamId);
 
+/// Whoever shows the node's own key, which the data directory has and only root may read.
+#[derive(Debug, Clone)]
+pub(super) struct Operator;
+
 /// The sandbox named in the path, as `id` or, by old SDKs, as `id-clientID`.
 #[derive(Debug, Clone)]
 pub(super) struct SandboxPath(pub(super) SandboxId);
@@ -73,6 +77,26 @@ impl FromRequestParts<Arc<ApiState>> for Team {
                      the keys there are, `torpor key create` makes one",
                     key.mask()
                 ),
+            )),
+        }
+    }
+}
+
+// === impl Operator ===
+
+impl FromRequestParts<Arc<ApiState>> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<ApiState>) -> Result<Self, ApiError> {
+        // A revoked key is nobody's, the node's own too.
+        Team::from_request_parts(parts, state).await?;
+        let PresentedKey(key) = PresentedKey::from_request_parts(parts, state).await?;
+        match state.options.operator_key_sha256.as_deref() == Some(key.sha256().as_str()) {
+            true => Ok(Self),
+            false => Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "This is for who runs the server: it needs the key in the data directory (cli.key), which `torpor` \
+                 uses by itself on the server's host when it runs as root and E2B_API_KEY is not set",
             )),
         }
     }

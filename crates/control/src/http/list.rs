@@ -300,6 +300,10 @@ mod tests {
             auto_resume: false,
             allow_internet: true,
             network: Default::default(),
+            idle_timeout_s: None,
+            retention_days: None,
+            kept_until: None,
+            held_up: None,
             durable: true,
         }
     }

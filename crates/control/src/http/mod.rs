@@ -6,6 +6,7 @@
 mod egress;
 mod error;
 mod extract;
+mod gc;
 mod idempotency;
 mod list;
 mod network;
@@ -80,6 +81,7 @@ fn described() -> OpenApiRouter<Arc<ApiState>> {
     openapi::router()
         .routes(routes!(health))
         .routes(routes!(openapi::document))
+        .routes(routes!(gc::plan, gc::collect))
         .routes(routes!(sandboxes::list_v1, sandboxes::create_v1))
         .routes(routes!(sandboxes::list_v2, sandboxes::create_v2))
         .routes(routes!(telemetry::newest_metrics))

@@ -66,6 +66,8 @@ macro_rules! refusals {
 refusals! {
     /// Of a request that is only looked at.
     Refused: 401 500;
+    /// Of what only the operator may.
+    RefusedOperator: 401 403 500;
     /// Of a request with parameters that may be wrong.
     RefusedQuery: 400 401 500;
     /// Of a request about one sandbox, without a body.
@@ -84,6 +86,7 @@ fn refusal(status: u16) -> (String, RefOr<DescribedResponse>) {
     let description = match status {
         400 => "The request cannot be right; the message says what is wrong with it",
         401 => "There is no API key, or it opens nothing here",
+        403 => "The API key is a team's, and this needs the node's own",
         404 => {
             "There is no such sandbox or template, or it is another team's, or its state has no such thing"
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use torpor_gateway::{Access, MayResume, Refusal, Resolve, SignedFile, Upstream};
+use torpor_gateway::{Access, MayResume, Refusal, Resolve, SignedFile, Upstream, UpstreamOptions};
 use torpor_types::SandboxId;
 
 use crate::lifecycle::{LifecycleError, Route, Sandboxes};
@@ -62,7 +62,8 @@ impl Resolve for Routes {
             let connector = connector.clone();
             async move { connector.connect(port).await }
         };
-        let upstream = Upstream::new(connect, route.https_ports, route.closed);
+        let options = UpstreamOptions { https_ports: route.https_ports, traffic: route.traffic };
+        let upstream = Upstream::new(connect, options, route.closed);
         upstreams.insert(id.clone(), upstream.clone());
         let (all, id) = (Arc::clone(&self.upstreams), id.clone());
         tokio::spawn(async move {

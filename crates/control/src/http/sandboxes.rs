@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::egress::NetworkUpdate;
 use super::error::ApiError;
-use super::extract::{JsonBody, SandboxPath, Team};
+use super::extract::{JsonBody, QueryParams, SandboxPath, Team};
 use super::idempotency::{IdempotencyKey, KeyParam, create_once};
 use super::list::{ListParams, ListQuery, MetadataParam};
 use super::openapi::{
@@ -17,8 +17,8 @@ use super::openapi::{
 };
 use super::state::ApiState;
 use super::wire::{
-    ConnectRequest, CreateVersion, ListedSandbox, NewSandbox, PauseRequest, RefreshRequest, ResumeRequest,
-    Sandbox, SandboxDetail, TimeoutRequest, on_timeout,
+    ConnectRequest, CreateVersion, ListedSandbox, NewSandbox, PauseHeader, PauseParams, PauseRequest,
+    RefreshRequest, ResumeRequest, Sandbox, SandboxDetail, TimeoutRequest, on_timeout,
 };
 use crate::lifecycle::{Connected, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, VisibleState};
 
@@ -156,17 +156,25 @@ pub(super) async fn kill(
 }
 
 /// Pause a sandbox: files, memory and processes are kept
+///
+/// Torpor's own: `waitDurable` (in the query, in the body, or as the header `Torpor-Wait-Durable`; one that says true is
+/// enough) has it answer only when the pause would survive a power cut.
 #[utoipa::path(
-    post, path = "/sandboxes/{id}/pause", tag = "sandboxes", params(IdParam), request_body = Option<PauseRequest>,
+    post, path = "/sandboxes/{id}/pause", tag = "sandboxes", params(IdParam, PauseParams, PauseHeader),
+    request_body = Option<PauseRequest>,
     responses((status = 204, description = "It is paused"), RefusedCopy)
 )]
 pub(super) async fn pause(
     State(state): Shared,
     Team(team): Team,
     SandboxPath(id): SandboxPath,
+    QueryParams(query): QueryParams<PauseParams>,
+    headers: HeaderMap,
     JsonBody(body): JsonBody<PauseRequest>,
 ) -> Result<StatusCode, ApiError> {
-    let (keep_memory, wait_durable) = (body.memory.unwrap_or(true), body.wait_durable.unwrap_or(false));
+    let keep_memory = body.memory.unwrap_or(true);
+    let said = [body.wait_durable, query.wait_durable, PauseHeader::read(&headers)?.wait_durable];
+    let wait_durable = said.contains(&Some(true));
     state.sandboxes.pause(&team, &id, keep_memory, wait_durable).await?;
     Ok(StatusCode::NO_CONTENT)
 }

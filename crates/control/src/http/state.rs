@@ -7,9 +7,11 @@ use torpor_types::{Egress, SandboxId, TeamId};
 
 use super::idempotency::Repeats;
 use crate::lifecycle::{
-    Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes, SnapshotView,
+    CollectError, Collected, Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes,
+    SnapshotView,
 };
 use crate::registry::Registry;
+use crate::retention::Plan;
 use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 /// How the API presents itself.
@@ -18,6 +20,8 @@ pub struct ApiOptions {
     /// The domain (with port, if not the usual one) under which `{port}-{id}.{domain}` reaches this server. Given to
     /// clients with every sandbox; `None` leaves them the domain they were configured with.
     pub domain: Option<String>,
+    /// The SHA-256, in lower-case hex, of the key whose holder may do what concerns all teams; `None`: nobody may.
+    pub operator_key_sha256: Option<String>,
 }
 
 /// Shared by all handlers.
@@ -103,6 +107,8 @@ pub(super) trait Lifecycle: Send + Sync {
         id: &SandboxId,
         query: LogQuery,
     ) -> Result<Vec<LogRecord>, LifecycleError>;
+    async fn plan_collection(&self) -> Result<Plan, CollectError>;
+    async fn collect(&self) -> Result<Collected, CollectError>;
 }
 
 // === impl Sandboxes ===
@@ -230,5 +236,13 @@ impl Lifecycle for Sandboxes {
         query: LogQuery,
     ) -> Result<Vec<LogRecord>, LifecycleError> {
         Sandboxes::logs(self, team, id, query).await
+    }
+
+    async fn plan_collection(&self) -> Result<Plan, CollectError> {
+        Sandboxes::plan_collection(self).await
+    }
+
+    async fn collect(&self) -> Result<Collected, CollectError> {
+        Sandboxes::collect(self).await
     }
 }

@@ -21,9 +21,11 @@ use tower::ServiceExt;
 use super::*;
 use crate::keys;
 use crate::lifecycle::{
-    Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, SnapshotView, VisibleState,
+    CollectError, Collected, Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, SnapshotView,
+    VisibleState,
 };
 use crate::registry::TemplateRow;
+use crate::retention::Plan;
 use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 use pretended::Pretended;
@@ -33,6 +35,7 @@ struct Server {
     sandboxes: Arc<Pretended>,
     registry: Registry,
     key: String,
+    operator_key: String,
     _dir: tempfile::TempDir,
 }
 
@@ -41,10 +44,12 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry::open(dir.path()).await.unwrap();
         let (key, _) = keys::create(&registry, "test").await.unwrap();
-        let options = ApiOptions { domain: None };
+        let (operator, _) = keys::create(&registry, "operator").await.unwrap();
+        let options = ApiOptions { domain: None, operator_key_sha256: Some(operator.sha256()) };
         let sandboxes = Arc::new(Pretended::default());
         let router = routes(sandboxes.clone(), registry.clone(), options);
-        Self { router, sandboxes, registry, key: key.reveal().to_owned(), _dir: dir }
+        let key = key.reveal().to_owned();
+        Self { router, sandboxes, registry, key, operator_key: operator.reveal().to_owned(), _dir: dir }
     }
 
     async fn send(&self, request: Request<Body>) -> (u16, HeaderMap, Value) {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use axum::http::HeaderMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use torpor_types::SandboxId;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::ApiError;
 use super::network::{Network, NetworkDetail};
@@ -14,6 +15,7 @@ use crate::lifecycle::{
     CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, OnTimeout, SandboxView, VisibleState,
 };
 use crate::registry::TemplateRow;
+use crate::retention::MAX_DAYS;
 
 /// Old SDKs join it to the id. There is one node, and its name is this.
 const CLIENT_ID: &str = "00000000";
@@ -37,6 +39,12 @@ pub(super) struct NewSandbox {
     pub(super) mcp: Option<Value>,
     pub(super) iam: Option<Value>,
     pub(super) volume_mounts: Option<Value>,
+    /// Torpor's own: seconds without work after which happens what happens at the deadline
+    #[schema(minimum = 1)]
+    pub(super) idle_timeout: Option<u32>,
+    /// Torpor's own: days for which it is kept paused, 0 for ever
+    #[schema(maximum = 36500)]
+    pub(super) retention_days: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -51,6 +59,24 @@ pub(super) struct AutoResume {
 pub(super) struct PauseRequest {
     pub(super) memory: Option<bool>,
     /// Torpor's own: answer only when the pause would survive a power cut.
+    pub(super) wait_durable: Option<bool>,
+}
+
+/// Query of `POST …/pause`.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PauseParams {
+    /// Torpor's own: answer only when the pause would survive a power cut
+    #[serde(rename = "waitDurable")]
+    pub(super) wait_durable: Option<bool>,
+}
+
+/// Headers of `POST …/pause`.
+#[derive(Debug, Clone, Default, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct PauseHeader {
+    /// Torpor's own: answer only when the pause would survive a power cut
+    #[param(rename = "Torpor-Wait-Durable")]
     pub(super) wait_durable: Option<bool>,
 }
 
@@ -128,6 +154,9 @@ pub(super) struct ListedSandbox {
     #[serde(rename = "envdVersion")]
     envd_version: String,
     metadata: BTreeMap<String, String>,
+    /// Torpor's own: when a paused one is removed if nobody resumes it
+    #[serde(rename = "keptUntil", skip_serializing_if = "Option::is_none")]
+    kept_until: Option<String>,
 }
 
 /// Answer of `GET /sandboxes/{id}`.
@@ -146,6 +175,15 @@ pub(super) struct SandboxDetail {
     lifecycle: LifecycleJson,
     #[serde(rename = "pauseMode", skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
+    /// Torpor's own: seconds without work after which happens what happens at the deadline
+    #[serde(rename = "idleTimeout", skip_serializing_if = "Option::is_none")]
+    idle_timeout: Option<u32>,
+    /// Torpor's own: days for which its creator has it kept paused, 0 for ever
+    #[serde(rename = "retentionDays", skip_serializing_if = "Option::is_none")]
+    retention_days: Option<u32>,
+    /// Torpor's own: why it runs beyond its deadline, if it was to be paused and could not be
+    #[serde(rename = "heldUp", skip_serializing_if = "Option::is_none")]
+    held_up: Option<String>,
     /// Torpor's own: whether a pause would survive a power cut by now.
     #[serde(skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
@@ -199,6 +237,22 @@ pub(super) enum CreateVersion {
     V2,
 }
 
+// === impl PauseHeader ===
+
+impl PauseHeader {
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let wait_durable = match headers.get("torpor-wait-durable").map(|value| value.as_bytes()) {
+            None => None,
+            Some(b"true") => Some(true),
+            Some(b"false") => Some(false),
+            Some(_) => {
+                return Err(ApiError::bad_request("Invalid header Torpor-Wait-Durable: it is true or false"));
+            }
+        };
+        Ok(Self { wait_durable })
+    }
+}
+
 // === impl NewSandbox ===
 
 impl NewSandbox {
@@ -226,6 +280,14 @@ impl NewSandbox {
                 )));
             }
         }
+        if self.retention_days.is_some_and(|days| days > MAX_DAYS) {
+            return Err(ApiError::bad_request(format!(
+                "Invalid retentionDays: it is 0 (for ever) to {MAX_DAYS}"
+            )));
+        }
+        if self.idle_timeout == Some(0) {
+            return Err(ApiError::bad_request("Invalid idleTimeout: it is at least 1 second"));
+        }
         let auto_resume = self.auto_resume.is_some_and(|auto| auto.enabled);
         let auto_pause = self.auto_pause.unwrap_or(false);
         let keep_memory_on_timeout = self.auto_pause_memory.unwrap_or(true);
@@ -247,6 +309,8 @@ impl NewSandbox {
             on_timeout: on_timeout(auto_pause),
             keep_memory_on_timeout,
             auto_resume,
+            idle_timeout_s: self.idle_timeout,
+            retention_days: self.retention_days,
             secure,
             allow_internet,
             network,
@@ -304,6 +368,7 @@ impl From<SandboxView> for ListedSandbox {
             state: view.state.as_str(),
             envd_version: view.envd_version,
             metadata: view.metadata,
+            kept_until: view.kept_until.map(time_text),
         }
     }
 }
@@ -326,6 +391,9 @@ impl SandboxDetail {
                 },
             },
             pause_mode: paused.then_some(if view.filesystem_only { "filesystem" } else { "full" }),
+            idle_timeout: view.idle_timeout_s,
+            retention_days: view.retention_days,
+            held_up: view.held_up.clone(),
             durable: paused.then_some(view.durable),
             listed: view.into(),
         }

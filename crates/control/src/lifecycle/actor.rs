@@ -16,6 +16,7 @@ mod snapshot;
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use torpor_machine::Machine;
@@ -25,13 +26,14 @@ use tracing::Instrument;
 use super::api::{Connected, LifecycleError, OnTimeout, SandboxView};
 use super::bases::Base;
 use super::guest::{self, InitError};
+use super::idle::Activity;
 use super::node::Node;
 use super::save::{Keep, SaveError, Saving};
 use super::{Entries, Entry, Route, Status};
 use crate::registry::{SandboxRow, StoredState};
 use crate::telemetry::Recording;
 
-pub(super) use create::{create, start};
+pub(super) use create::{ROOM_BYTES, create, start};
 
 /// Commands waiting for one actor; more make their callers wait.
 const INBOX: usize = 64;
@@ -84,6 +86,11 @@ pub(super) enum Operation {
     Kill {
         reply: Reply<()>,
     },
+    /// Destroy it if it is still paused, since then. Answers whether it was.
+    Forget {
+        paused_at: Timestamp,
+        reply: Reply<bool>,
+    },
 }
 
 /// What happens beside the commands.
@@ -135,6 +142,12 @@ pub(super) struct Actor {
     last_pause: Option<Window>,
     last_resume: Option<Window>,
     retry_expiry_at: Option<tokio::time::Instant>,
+    /// What is done in the present run.
+    activity: Arc<Activity>,
+    /// When to look whether it is idle.
+    look_at: Option<tokio::time::Instant>,
+    /// Why the last attempt to pause it by itself failed.
+    held_up: Option<String>,
 }
 
 /// What made the actor act.
@@ -143,6 +156,8 @@ enum Turn {
     Command(Option<Command>),
     Event(Event),
     Expired,
+    /// It may be idle.
+    Look,
 }
 
 /// Whether the actor goes on.
@@ -187,8 +202,14 @@ impl Actor {
     ) -> Status {
         let (commands, inbox) = mpsc::channel(INBOX);
         let (events, inbound) = mpsc::unbounded_channel();
-        let first =
-            Status { row: Arc::new(row.clone()), route: None, durable: true, copying: false, gone: false };
+        let first = Status {
+            row: Arc::new(row.clone()),
+            route: None,
+            durable: true,
+            copying: false,
+            held_up: None,
+            gone: false,
+        };
         let (status, watcher) = watch::channel(first);
         let mut actor = Actor {
             node,
@@ -208,6 +229,9 @@ impl Actor {
             last_pause: None,
             last_resume: None,
             retry_expiry_at: None,
+            activity: Arc::new(Activity::new()),
+            look_at: None,
+            held_up: None,
         };
         if let Carrier::Running { machine, .. } | Carrier::Stopped { machine, .. } = &actor.carrier {
             actor.watch_exit(machine);
@@ -229,11 +253,12 @@ impl Actor {
             Carrier::Stopped { .. } => self.restart_saving(),
         }
         loop {
-            let expires_at = self.expires_at();
+            let (expires_at, look_at) = (self.expires_at(), self.look_at());
             let turn = tokio::select! {
                 command = self.inbox.recv() => Turn::Command(command),
                 Some(event) = self.inbound.recv() => Turn::Event(event),
                 () = sleep_until(expires_at) => Turn::Expired,
+                () = sleep_until(look_at) => Turn::Look,
             };
             let next = match turn {
                 Turn::Command(Some(Command { arrived, span, operation })) => {
@@ -242,6 +267,7 @@ impl Actor {
                 Turn::Command(None) => Next::Ended,
                 Turn::Event(event) => self.react(event).await,
                 Turn::Expired => self.expire().await,
+                Turn::Look => self.look_whether_idle().await,
             };
             if let Next::Ended = next {
                 return;
@@ -277,6 +303,12 @@ impl Actor {
             Operation::Kill { reply } => {
                 let outcome = self.kill().await;
                 let next = if outcome.is_ok() { Next::Ended } else { Next::Continue };
+                answer(reply, outcome);
+                return next;
+            }
+            Operation::Forget { paused_at, reply } => {
+                let outcome = self.forget(paused_at).await;
+                let next = if matches!(outcome, Ok(true)) { Next::Ended } else { Next::Continue };
                 answer(reply, outcome);
                 return next;
             }
@@ -327,14 +359,23 @@ impl Actor {
         }
         let (route, durable) = match &self.carrier {
             Carrier::Running { machine, closed, awake: true } if self.row.state == StoredState::Running => {
-                let https_ports = self.row.record.network.ingress.https_ports.clone();
-                (Some(Route { connector: machine.connector(), https_ports, closed: closed.clone() }), true)
+                let route = Route {
+                    connector: machine.connector(),
+                    https_ports: self.row.record.network.ingress.https_ports.clone(),
+                    closed: closed.clone(),
+                    traffic: self.activity.traffic().clone(),
+                };
+                (Some(route), true)
             }
             Carrier::Stopped { .. } => (None, false),
             Carrier::Running { .. } | Carrier::Nothing => (None, true),
         };
-        let row = Arc::new(self.row.clone());
-        self.status.send_replace(Status { row, route, durable, copying: self.copying, gone: false });
+        if self.row.state == StoredState::Paused {
+            // The next run has a deadline of its own.
+            (self.held_up, self.retry_expiry_at) = (None, None);
+        }
+        let (row, held_up) = (Arc::new(self.row.clone()), self.held_up.clone());
+        self.status.send_replace(Status { row, route, durable, copying: self.copying, held_up, gone: false });
     }
 
     fn watch_exit(&self, machine: &Machine) {

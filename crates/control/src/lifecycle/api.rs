@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use torpor_types::{NetworkConfig, SandboxId, Shape, TemplateId};
+use torpor_vault::{Limit, NoRoom};
 
 /// Seconds a sandbox lives when whoever creates or connects to it by the second version of the API does not say.
 pub const DEFAULT_TIMEOUT_S: i64 = 300;
@@ -40,6 +41,10 @@ pub struct CreateSandbox {
     pub keep_memory_on_timeout: bool,
     /// Whether traffic to the paused sandbox resumes it.
     pub auto_resume: bool,
+    /// Seconds without work after which happens what happens at the deadline; `None`: never.
+    pub idle_timeout_s: Option<u32>,
+    /// Days for which it is kept paused, 0 for ever; `None`: as its team or the server's settings say.
+    pub retention_days: Option<u32>,
     /// Whether the agent demands an access token.
     pub secure: bool,
     /// Whether the sandbox reaches the internet (where the host has it).
@@ -106,6 +111,14 @@ pub struct SandboxView {
     pub allow_internet: bool,
     /// What traffic it receives and sends.
     pub network: NetworkConfig,
+    /// Seconds without work after which happens what happens at the deadline; `None`: never.
+    pub idle_timeout_s: Option<u32>,
+    /// Days for which its creator has it kept paused, 0 for ever; `None` where that was not said.
+    pub retention_days: Option<u32>,
+    /// While paused: when it is removed if nobody resumes it; `None` if never. In answers to `get` and `list` alone.
+    pub kept_until: Option<Timestamp>,
+    /// While running: why it does so beyond its deadline, if it was to be paused and could not.
+    pub held_up: Option<String>,
     /// While paused: whether the pause would survive a power cut by now. While running: true.
     pub durable: bool,
 }
@@ -210,11 +223,13 @@ pub enum LifecycleError {
     /// The vault has not enough room.
     #[error(
         "The vault has not enough room: {missing_bytes} bytes are missing. Remove sandboxes that are not needed, \
-         or enlarge the vault (torpor setup --vault-size)"
+         or {}", way_to_more_room(.limit)
     )]
     NoRoom {
         /// How many bytes more are needed.
         missing_bytes: u64,
+        /// What keeps more from being written.
+        limit: Limit,
     },
     /// The sandbox could not be started or stopped. It is as it was before, or, where `lost` says so, gone.
     #[error("{what}: {why}")]
@@ -230,6 +245,19 @@ pub enum LifecycleError {
     /// The database did not do as asked.
     #[error("The database failed: {0}")]
     Registry(#[from] crate::registry::RegistryError),
+}
+
+fn way_to_more_room(limit: &Limit) -> &'static str {
+    match limit {
+        Limit::Budget(_) => "raise its budget (the setting vault_budget)",
+        Limit::Reserve(_) | Limit::Unknown => "enlarge the vault (torpor setup --vault-size)",
+    }
+}
+
+impl From<NoRoom> for LifecycleError {
+    fn from(NoRoom { missing_bytes, limit, .. }: NoRoom) -> LifecycleError {
+        LifecycleError::NoRoom { missing_bytes, limit }
+    }
 }
 
 fn known_templates(known: &[String]) -> String {

@@ -84,6 +84,8 @@ mod tests {
             keep_memory_on_timeout: true,
             filesystem_only: false,
             auto_resume: false,
+            idle_timeout_s: None,
+            retention_days: None,
             initial_timeout_s: 0,
             secure: true,
             allow_internet: true,

@@ -18,13 +18,16 @@ mod actor;
 pub mod api;
 mod bases;
 mod boot;
+mod collect;
 mod deadline;
 mod egress;
 mod guest;
+mod idle;
 mod launch;
 mod limits;
 mod node;
 mod origin;
+mod rebuild;
 mod reconcile;
 mod save;
 mod snapshots;
@@ -35,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
-use torpor_gateway::Access;
+use torpor_gateway::{Access, Traffic};
 use torpor_network::Connector;
 use torpor_types::{Egress, SandboxId, TeamId};
 use tracing::Instrument;
@@ -49,8 +52,11 @@ pub use api::{
     Connected, CreateSandbox, DEFAULT_TIMEOUT_S, LEGACY_TIMEOUT_S, LifecycleError, OnTimeout, SandboxView,
     SnapshotView, VisibleState,
 };
+pub use collect::{CollectError, Collected, Skipped};
+pub(crate) use idle::Activity;
 pub use limits::Limits;
 pub use node::{NodeOptions, StartError};
+pub use rebuild::{Made, MadeKind, RebuildError, Rebuilt, Unreadable, rebuild_index};
 pub use reconcile::Reconciled;
 
 /// How long traffic waits for a sandbox that is changing its state before it is told to try again: as long as
@@ -72,6 +78,8 @@ pub struct Route {
     pub https_ports: std::collections::BTreeSet<u16>,
     /// Cancelled the moment the machine behind it stops (pause, kill, crash): cut every stream then.
     pub closed: tokio_util::sync::CancellationToken,
+    /// Where the gateway counts what passes, for the idle timer.
+    pub traffic: Traffic,
 }
 
 struct Inner {
@@ -98,6 +106,8 @@ struct Status {
     durable: bool,
     /// It runs, and is being copied: for a moment its machine stands still.
     copying: bool,
+    /// Why it runs beyond its deadline, if it was to be paused and could not.
+    held_up: Option<String>,
     /// Destroyed; the entry is about to vanish.
     gone: bool,
 }
@@ -133,13 +143,14 @@ impl Sandboxes {
     /// All sandboxes of a team, in no order. Killed and expired ones are never among them.
     pub async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
         let now = Timestamp::now();
-        let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        entries
-            .values()
-            .map(|entry| entry.status.borrow())
-            .filter(|status| status.row.team_id == *team && status.is_visible(now))
-            .map(|status| status.view(&self.inner.node))
-            .collect()
+        let mut views: Vec<SandboxView> = {
+            let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let visible = entries.values().map(|entry| entry.status.borrow());
+            let visible = visible.filter(|status| status.row.team_id == *team && status.is_visible(now));
+            visible.map(|status| status.view(&self.inner.node)).collect()
+        };
+        self.tell_how_long_kept(team, &mut views).await;
+        views
     }
 
     /// One sandbox.
@@ -147,9 +158,9 @@ impl Sandboxes {
     /// # Errors
     /// [`LifecycleError::NotFound`].
     pub async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
-        let entry = self.entry(team, id)?;
-        let status = entry.status.borrow();
-        Ok(status.view(&self.inner.node))
+        let mut view = self.entry(team, id)?.status.borrow().view(&self.inner.node);
+        self.tell_how_long_kept(team, std::slice::from_mut(&mut view)).await;
+        Ok(view)
     }
 
     /// Pauses. Concurrent pauses join. With `wait_durable` it answers only when the pause would survive a power cut.
@@ -467,6 +478,10 @@ impl Status {
             auto_resume: record.auto_resume,
             allow_internet: record.allow_internet,
             network: record.network.clone(),
+            idle_timeout_s: record.idle_timeout_s,
+            retention_days: record.retention_days,
+            kept_until: None,
+            held_up: self.held_up.clone(),
             durable: self.durable,
         }
     }

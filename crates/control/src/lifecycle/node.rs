@@ -6,13 +6,14 @@ use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
 use torpor_network::{Network, Reach};
 use torpor_types::{Egress, ProxyAddress, SandboxId, Shape, SnapshotId, TeamId};
-use torpor_vault::{MachineFacts, Vault};
+use torpor_vault::{Claim, MachineFacts, Vault};
 
 use super::api::LifecycleError;
 use super::bases::Bases;
 use super::boot::Kernels;
 use super::limits::{Limits, Starts};
 use crate::registry::{Registry, RegistryError, SandboxRow};
+use crate::retention::Retention;
 use crate::telemetry::Telemetry;
 
 /// Name of the node's secret from which access tokens are derived.
@@ -36,6 +37,8 @@ pub struct NodeOptions {
     pub telemetry: Telemetry,
     /// What a team may have that has no limits of its own.
     pub limits: Limits,
+    /// How long what nobody uses is kept, of teams that do not say.
+    pub retention: Retention,
     /// Machines kept ready for each template's shape.
     pub warm_machines: usize,
     /// Kernels and initramfs of machines that boot: a directory for each kernel, named by its BLAKE3 hash, with
@@ -76,6 +79,9 @@ pub(super) struct Node {
     pub(super) telemetry: Telemetry,
     pub(super) starts: Starts,
     limits: Limits,
+    pub(super) retention: Retention,
+    /// Held while what was kept long enough is removed.
+    pub(super) collecting: tokio::sync::Mutex<()>,
     warm_machines: usize,
     token_key: [u8; 32],
     traffic_token_key: [u8; 32],
@@ -108,6 +114,8 @@ impl Node {
             telemetry: options.telemetry,
             starts: Starts::default(),
             limits: options.limits,
+            retention: options.retention,
+            collecting: tokio::sync::Mutex::default(),
             warm_machines: options.warm_machines,
         })
     }
@@ -147,11 +155,9 @@ impl Node {
         })
     }
 
-    /// Refuses when the vault cannot take `bytes` more without touching its reserve.
-    pub(super) fn require_room(&self, bytes: u64) -> Result<(), LifecycleError> {
-        self.vault
-            .require_room(bytes)
-            .map_err(|no_room| LifecycleError::NoRoom { missing_bytes: no_room.missing_bytes })
+    /// Claims `bytes` of the vault; refuses when they are not there.
+    pub(super) fn claim_room(&self, bytes: u64) -> Result<Claim, LifecycleError> {
+        Ok(self.vault.claim_room(bytes)?)
     }
 
     /// Has machines prepared for every template there is.

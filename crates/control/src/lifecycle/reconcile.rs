@@ -31,8 +31,9 @@ use super::actor::{Actor, Carrier, chain};
 use super::egress;
 use super::launch::Note;
 use super::node::{Node, StartError};
+use super::rebuild;
 use super::save::{Owner, Saving};
-use crate::registry::{SandboxRow, SnapshotRow, StoredState};
+use crate::registry::{SandboxRow, StoredState};
 
 /// What was found at the start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -193,16 +194,9 @@ async fn recover(
     pause: &Snapshot,
     reconciled: &mut Reconciled,
 ) -> Result<(), StartError> {
-    let Some(Owner { id, team_id, record }) = Owner::of(pause) else { return Ok(()) };
-    let row = SandboxRow {
-        id: id.clone(),
-        // With the database the team may be lost too: then it is the default team's.
-        team_id: node.registry.team_or_default(&team_id, crate::keys::DEFAULT_TEAM).await?,
-        state: StoredState::Paused,
-        machine_id: None,
-        snapshot_id: Some(pause.id().clone()),
-        record,
-    };
+    let Some(owner) = Owner::of(pause) else { return Ok(()) };
+    let row = rebuild::sandbox_row(&node.registry, owner, pause).await?;
+    let id = row.id.clone();
     tracing::warn!(sandbox = %id, snapshot = %pause.id(), "the database did not know this paused sandbox; it does again");
     node.registry.insert_sandbox(&row).await?;
     Actor::spawn(node.clone(), entries.clone(), row, Carrier::Nothing, None);
@@ -229,20 +223,15 @@ async fn settle_snapshots(node: &Node) -> Result<(), StartError> {
     }
     // Oldest first: of one that was taken again the newest stays.
     for snapshot in &listing.snapshots {
-        let Some(mut row) = taken_by_user(snapshot) else { continue };
+        let Some(row) = rebuild::taken_by_user(snapshot) else { continue };
         if rows.iter().any(|known| known.id == row.id) {
             continue;
         }
         tracing::warn!(snapshot = %row.id, "the database did not know this snapshot; it does again");
-        row.team_id = node.registry.team_or_default(&row.team_id, crate::keys::DEFAULT_TEAM).await?;
-        row.snapshot_id = Some(snapshot.id().clone());
+        let row = rebuild::snapshot_row(&node.registry, row, snapshot).await?;
         node.registry.put_snapshot(&row).await?;
     }
     Ok(())
-}
-
-fn taken_by_user(snapshot: &Snapshot) -> Option<SnapshotRow> {
-    serde_json::from_value(snapshot.manifest().subject.get("snapshot")?.clone()).ok()
 }
 
 /// Removes snapshots that nobody names: now, or when no machine stands on them any more.

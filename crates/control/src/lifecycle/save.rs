@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use torpor_machine::{DeviceState, Machine};
 use torpor_types::{SandboxId, SnapshotId, TeamId};
-use torpor_vault::{Kind, MachineFacts, ManifestDraft, Snapshot, Staging};
+use torpor_vault::{Claim, Kind, MachineFacts, ManifestDraft, Snapshot, Staging};
 
 use super::actor::{Event, chain};
 use super::launch::Note;
@@ -74,6 +74,8 @@ pub(super) struct Copied {
     base: Snapshot,
     facts: MachineFacts,
     stopped_at: Timestamp,
+    /// Until it is on the disk, the file system may not know that the room is taken.
+    _room: Claim,
 }
 
 struct Job {
@@ -81,8 +83,8 @@ struct Job {
     row: SandboxRow,
     machine: Machine,
     /// `None`: the machine was found stopped by a new server, or saving it failed before. It knows its state, or is
-    /// stopped and captured anew.
-    state: Option<DeviceState>,
+    /// stopped and captured anew. With it goes the room that was promised to the save.
+    captured: Option<(DeviceState, Claim)>,
     progress: Arc<AtomicU8>,
 }
 
@@ -99,11 +101,11 @@ impl Saving {
         node: Arc<Node>,
         row: SandboxRow,
         machine: Machine,
-        state: Option<DeviceState>,
+        captured: Option<(DeviceState, Claim)>,
         epoch: u64,
         events: mpsc::UnboundedSender<Event>,
     ) -> Saving {
-        Self::after(Duration::ZERO, Job::new(node, row, machine, state), epoch, events)
+        Self::after(Duration::ZERO, Job::new(node, row, machine, captured), epoch, events)
     }
 
     /// Starts saving after a while, because it failed just now.
@@ -154,25 +156,32 @@ impl Owner {
 // === impl Job ===
 
 impl Job {
-    fn new(node: Arc<Node>, row: SandboxRow, machine: Machine, state: Option<DeviceState>) -> Job {
-        Job { node, row, machine, state, progress: Arc::new(AtomicU8::new(COPYING)) }
+    fn new(
+        node: Arc<Node>,
+        row: SandboxRow,
+        machine: Machine,
+        captured: Option<(DeviceState, Claim)>,
+    ) -> Job {
+        Job { node, row, machine, captured, progress: Arc::new(AtomicU8::new(COPYING)) }
     }
 
     #[tracing::instrument(name = "sandbox.save", skip_all)]
     fn run(self) -> Result<SnapshotId, SaveError> {
-        let Job { node, row, machine, state, progress } = self;
+        let Job { node, row, machine, captured, progress } = self;
         let cancelled = || progress.load(Ordering::Acquire) == CANCELLED;
         if cancelled() {
             return Err(SaveError::Cancelled);
         }
-        let state = match state {
-            Some(state) => state,
-            None => tokio::runtime::Handle::current()
-                .block_on(machine.stop_and_capture())
-                .map_err(step("capturing the device state"))?,
+        let (state, room) = match captured {
+            Some(captured) => captured,
+            None => {
+                let room = node.vault.claim_room(machine.private_bytes())?;
+                let capturing = tokio::runtime::Handle::current().block_on(machine.stop_and_capture());
+                (capturing.map_err(step("capturing the device state"))?, room)
+            }
         };
         let keep = Keep::of(&row.record);
-        let copied = Copied::make(&node, &machine, &state, keep, &cancelled)?;
+        let copied = Copied::make(&node, &machine, &state, keep, room, &cancelled)?;
         if progress.compare_exchange(COPYING, COPIED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return Err(SaveError::Cancelled);
         }
@@ -195,15 +204,15 @@ impl Keep {
 // === impl Copied ===
 
 impl Copied {
-    /// Copies a stopped machine; it may go on afterwards.
+    /// Copies a stopped machine into `room`, which is promised to it; the machine may go on afterwards.
     pub(super) fn make(
         node: &Node,
         machine: &Machine,
         state: &DeviceState,
         keep: Keep,
+        room: Claim,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Copied, SaveError> {
-        node.vault.require_room(machine.private_bytes())?;
         let note = Note::read(machine)
             .ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
         let base = node.vault.get(&note.base).map_err(step("opening the snapshot the machine came from"))?;
@@ -223,12 +232,12 @@ impl Copied {
         let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
         staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
         let facts = note.booted.unwrap_or_else(|| base.manifest().machine.clone());
-        Ok(Copied { staging, base, facts, stopped_at })
+        Ok(Copied { staging, base, facts, stopped_at, _room: room })
     }
 
     /// Makes the copy durable and gives it its place in the vault.
     pub(super) fn publish(self, subject: serde_json::Value) -> Result<SnapshotId, SaveError> {
-        let Copied { staging, base, facts, stopped_at } = self;
+        let Copied { staging, base, facts, stopped_at, _room } = self;
         let draft = ManifestDraft { kind: Kind::Pause, created_at: stopped_at, machine: facts, subject };
         let snapshot = staging.publish(draft, Some(&base)).map_err(step("publishing the snapshot"))?;
         Ok(snapshot.id().clone())

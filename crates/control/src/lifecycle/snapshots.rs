@@ -108,6 +108,30 @@ impl Sandboxes {
         let Some(row) = origin::snapshot(node, team, asked).await? else {
             return Err(LifecycleError::TemplateNotFound { asked: asked.to_owned(), known: Vec::new() });
         };
+        self.delete_row(row, asked).await
+    }
+
+    /// Deletes the team's snapshot `id` if it is still the one taken at `taken_at`; says whether it was.
+    ///
+    /// # Errors
+    /// [`LifecycleError::SnapshotInUse`], [`LifecycleError::Registry`].
+    pub(super) async fn delete_taken_at(
+        &self,
+        team: &TeamId,
+        id: &str,
+        taken_at: Timestamp,
+    ) -> Result<bool, LifecycleError> {
+        let node = &self.inner.node;
+        let _naming = node.naming.lock().await;
+        match node.registry.snapshot(team, id).await? {
+            Some(row) if row.created_at == taken_at => self.delete_row(row, id).await.map(|()| true),
+            Some(_) | None => Ok(false),
+        }
+    }
+
+    /// Call it with `naming` locked.
+    async fn delete_row(&self, row: SnapshotRow, asked: &str) -> Result<(), LifecycleError> {
+        let node = &self.inner.node;
         let users = node.registry.sandboxes().await?;
         let users = users.into_iter().filter(|user| user.record.template_id == row.id).map(|user| user.id);
         let sandboxes: Vec<SandboxId> = users.collect();
@@ -139,6 +163,8 @@ impl Sandboxes {
         deadline::check_timeout(timeout_s, node.limits(team).await?.max_timeout_s)?;
         self.require_at_rest(team, id)?;
         let record = self.row(team, id)?.record.clone();
+        // Asked before the sandbox is stopped for it; each child claims its own when it is started.
+        drop(node.claim_room(actor::ROOM_BYTES.saturating_mul(count as u64))?);
         let (keep, subject) = (Keep::Everything, json!({ "fork": { "of": id } }));
         let copied = self.ask(team, id, |reply| Operation::Snapshot { keep, subject, reply }).await;
         let base = copied.map_err(|error| match error {
@@ -198,7 +224,7 @@ impl Sandboxes {
         Ok((name.to_owned(), tag.to_owned()))
     }
 
-    async fn snapshot_view(&self, row: SnapshotRow) -> Result<SnapshotView, LifecycleError> {
+    pub(super) async fn snapshot_view(&self, row: SnapshotRow) -> Result<SnapshotView, LifecycleError> {
         let team =
             self.inner.node.registry.team(&row.team_id).await?.map(|team| team.name).unwrap_or_default();
         let names: Vec<String> =

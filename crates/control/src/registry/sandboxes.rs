@@ -65,6 +65,12 @@ pub struct SandboxRecord {
     pub filesystem_only: bool,
     /// Whether traffic resumes it.
     pub auto_resume: bool,
+    /// Seconds without work after which its deadline comes early; `None`: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<u32>,
+    /// Days for which it is kept paused, 0 for ever; `None`: as its team or the server's settings say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
     /// Seconds its creator gave it to live; 0 in records of before this was kept.
     #[serde(default)]
     pub initial_timeout_s: i64,

@@ -78,6 +78,10 @@ const STEPS: &[&str] = &[
         UNIQUE (team_id, name, tag)
     ) STRICT;
 ",
+    "
+    ALTER TABLE teams ADD COLUMN retention_days INTEGER;
+    ALTER TABLE teams ADD COLUMN snapshot_retention_days INTEGER;
+",
 ];
 
 pub(super) async fn open(path: &Path) -> Result<SqlitePool, RegistryError> {

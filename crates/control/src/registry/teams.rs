@@ -28,6 +28,10 @@ pub struct TeamLimits {
     pub max_running: Option<u32>,
     /// Longest time a sandbox may run without a resume, in hours; `None`: as the server's settings say.
     pub max_timeout_hours: Option<u32>,
+    /// Days for which a sandbox is kept paused, 0 for ever; `None`: as the server's settings say.
+    pub retention_days: Option<u32>,
+    /// Days for which a snapshot is kept, 0 for ever; `None`: as the server's settings say.
+    pub snapshot_retention_days: Option<u32>,
 }
 
 // === impl Registry ===
@@ -94,12 +98,17 @@ impl Registry {
 
     /// Replaces a team's limits; they hold from the next request on. False if there is no such team.
     pub async fn set_team_limits(&self, id: &TeamId, limits: TeamLimits) -> Result<bool, RegistryError> {
-        let done = sqlx::query("UPDATE teams SET max_running = ?, max_timeout_hours = ? WHERE id = ?")
-            .bind(limits.max_running)
-            .bind(limits.max_timeout_hours)
-            .bind(id.as_str())
-            .execute(&self.pool)
-            .await?;
+        let done = sqlx::query(
+            "UPDATE teams SET max_running = ?, max_timeout_hours = ?, retention_days = ?, snapshot_retention_days = ?
+             WHERE id = ?",
+        )
+        .bind(limits.max_running)
+        .bind(limits.max_timeout_hours)
+        .bind(limits.retention_days)
+        .bind(limits.snapshot_retention_days)
+        .bind(id.as_str())
+        .execute(&self.pool)
+        .await?;
         Ok(done.rows_affected() == 1)
     }
 }
@@ -113,6 +122,8 @@ fn team_row(row: &SqliteRow) -> Result<TeamRow, RegistryError> {
         limits: TeamLimits {
             max_running: row.get("max_running"),
             max_timeout_hours: row.get("max_timeout_hours"),
+            retention_days: row.get("retention_days"),
+            snapshot_retention_days: row.get("snapshot_retention_days"),
         },
     })
 }

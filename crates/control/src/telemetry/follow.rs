@@ -3,6 +3,7 @@
 //! The stream may break at any time (the guest is busy, the agent restarts); it is opened anew then, from where the log
 //! ends. It ends for good with the run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use torpor_envd_api::http::ACCESS_TOKEN_HEADER;
 use torpor_envd_api::telemetry::{LogEntry, PATH, Telemetry};
 use torpor_network::{AGENT_PORT, Connector};
+
+use crate::lifecycle::Activity;
 
 use super::recorder::{RecordError, Recording};
 
@@ -65,6 +68,7 @@ pub(super) async fn follow(
     connector: Connector,
     access_token: Option<String>,
     closed: CancellationToken,
+    activity: Arc<Activity>,
 ) {
     let mut delay = RETRY.0;
     tokio::select! {
@@ -73,7 +77,8 @@ pub(super) async fn follow(
     }
     loop {
         let mut told_something = false;
-        let streaming = stream(&recording, &connector, access_token.as_deref(), &mut told_something);
+        let streaming =
+            stream(&recording, &activity, &connector, access_token.as_deref(), &mut told_something);
         let ended = tokio::select! {
             () = closed.cancelled() => return,
             ended = streaming => ended,
@@ -93,6 +98,7 @@ pub(super) async fn follow(
 
 async fn stream(
     recording: &Recording,
+    activity: &Activity,
     connector: &Connector,
     access_token: Option<&str>,
     told_something: &mut bool,
@@ -115,6 +121,7 @@ async fn stream(
                 Ok(Telemetry::Hello { boot_id: told }) => boot_id = told,
                 Ok(Telemetry::Log(entry)) => entries.push(entry),
                 Ok(Telemetry::Metrics(metrics)) => recording.measure(&metrics),
+                Ok(Telemetry::Work(work)) => activity.told(work),
                 // Of a newer agent.
                 Err(error) => tracing::debug!(%error, "a line of telemetry is not known"),
             }

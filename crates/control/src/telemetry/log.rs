@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  <id>.ndjson        {"entry":{"boot_id":"b","seq":7,"at_us":…,"level":"info","logger":"process","message":"hi","fields":{…}}}
+//!                     {"server":{…}}                               an entry of the server's own; it has no number
 //!                     {"pause":{"boot_id":"b","seq":7}}            the sandbox was paused when entry 7 was the last
 //!  <id>.old.ndjson    what was before, once the first is over 1 MiB; the third such goes
 //! ```
@@ -30,6 +31,9 @@ use torpor_types::SandboxId;
 /// A file that is larger becomes the old one.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// Who says what the server itself has to tell.
+const SERVER: &str = "server";
+
 const EXTENSION: &str = ".ndjson";
 const OLD_EXTENSION: &str = ".old.ndjson";
 
@@ -37,7 +41,7 @@ const OLD_EXTENSION: &str = ".old.ndjson";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRecord {
     boot_id: String,
-    /// Its number in that boot.
+    /// Its number in that boot; 0 of an entry of the server's own.
     pub seq: u64,
     /// When, in microseconds since 1970; never before the entry above it.
     pub at_us: i64,
@@ -62,6 +66,7 @@ pub(super) struct Cursor {
 #[serde(rename_all = "lowercase")]
 enum Line {
     Entry(LogRecord),
+    Server(LogRecord),
     Pause(Cursor),
 }
 
@@ -108,7 +113,7 @@ pub(super) fn read(directory: &Path, id: &SandboxId) -> io::Result<Vec<LogRecord
     for extension in [OLD_EXTENSION, EXTENSION] {
         for line in read_lines(&path(directory, id, extension))? {
             // Between the two a new file may have been begun; then the old one has what the new one had.
-            if let Line::Entry(record) = line
+            if let Line::Entry(record) | Line::Server(record) = line
                 && record.at_us >= newest
             {
                 newest = record.at_us;
@@ -167,6 +172,7 @@ impl LogFile {
         for line in read_lines(&old_path)?.into_iter().chain(read_lines(&path)?) {
             match line {
                 Line::Pause(at) => paused = Some(at),
+                Line::Server(record) => last_us = last_us.max(record.at_us),
                 Line::Entry(record) => {
                     last_us = last_us.max(record.at_us);
                     cursor = Some(Cursor { boot_id: record.boot_id, seq: record.seq });
@@ -211,6 +217,24 @@ impl LogFile {
         }
         self.write(&text)?;
         (self.last_us, self.cursor) = (last_us, cursor);
+        if self.bytes > MAX_FILE_BYTES { self.begin_anew() } else { Ok(()) }
+    }
+
+    /// Appends an entry that the guest knows nothing of.
+    pub(super) fn append_own(
+        &mut self,
+        level: LogLevel,
+        message: String,
+        fields: BTreeMap<String, String>,
+        now: Timestamp,
+    ) -> io::Result<()> {
+        let at_us = now.as_microsecond().max(self.last_us);
+        let (boot_id, logger) = (String::new(), SERVER.to_owned());
+        let record = LogRecord { boot_id, seq: 0, at_us, level, logger, message, fields };
+        let mut text = serde_json::to_vec(&Line::Server(record))?;
+        text.push(b'\n');
+        self.write(&text)?;
+        self.last_us = at_us;
         if self.bytes > MAX_FILE_BYTES { self.begin_anew() } else { Ok(()) }
     }
 

@@ -16,14 +16,17 @@ mod log;
 mod recorder;
 mod series;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
+use torpor_envd_api::telemetry::LogLevel;
 use torpor_network::Connector;
 use torpor_types::SandboxId;
+
+use crate::lifecycle::Activity;
 
 pub use log::{Direction, LogQuery, LogRecord};
 use recorder::Recorder;
@@ -62,10 +65,23 @@ impl Telemetry {
         connector: Connector,
         access_token: Option<String>,
         closed: CancellationToken,
+        activity: Arc<Activity>,
     ) -> Recording {
         let recording = Recording::new(self.recorder(id));
-        tokio::spawn(follow::follow(recording.clone(), connector, access_token, closed));
+        tokio::spawn(follow::follow(recording.clone(), connector, access_token, closed, activity));
         recording
+    }
+
+    /// Writes, in the background, what the server itself has to tell into the log of a sandbox.
+    pub(crate) fn note(
+        &self,
+        id: &SandboxId,
+        level: LogLevel,
+        message: impl Into<String>,
+        fields: BTreeMap<String, String>,
+    ) {
+        let (recorder, message) = (self.recorder(id), message.into());
+        tokio::task::spawn_blocking(move || recorder.note(level, message, fields));
     }
 
     /// The sandbox is back at its last pause: what came after that did not happen.

@@ -3,13 +3,14 @@
 //! A *run* begins when the agent answers after a create, a resume or a restart of the server, and ends with a pause or a
 //! crash. Only the newest run writes: what a former one still has in its hands when the next begins is asked for again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use torpor_envd_api::http::Metrics;
-use torpor_envd_api::telemetry::LogEntry;
+use torpor_envd_api::telemetry::{LogEntry, LogLevel};
 use torpor_types::SandboxId;
 
 use super::log::{Cursor, LogFile, LogQuery, LogRecord};
@@ -81,6 +82,19 @@ impl Recorder {
         match &mut log.file {
             Some(file) => file.set_back(),
             None => log.set_back = true,
+        }
+    }
+
+    /// See [`super::Telemetry::note`].
+    pub(super) fn note(&self, level: LogLevel, message: String, fields: BTreeMap<String, String>) {
+        let mut log = self.lock();
+        if log.removed {
+            return;
+        }
+        let written =
+            self.file(&mut log).and_then(|file| file.append_own(level, message, fields, Timestamp::now()));
+        if let Err(error) = written {
+            tracing::warn!(sandbox = %self.id, %error, "the log could not be written");
         }
     }
 

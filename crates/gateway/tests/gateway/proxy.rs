@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use torpor_gateway::TrafficNow;
 
 use crate::support::{Sandbox, ask, client, closed_port, gateway, http_program, raw_program, soon, to};
 
@@ -195,6 +196,51 @@ async fn web_sockets_work_and_are_cut_when_the_sandbox_stops() {
     }
     sandbox.closed.cancel();
     assert!(!matches!(soon(socket.next()).await, Some(Ok(Message::Binary(_) | Message::Text(_)))));
+}
+
+#[tokio::test]
+async fn an_exchange_counts_until_its_last_byte_and_a_web_socket_is_work_until_it_is_closed() {
+    let program = http_program(|request: Request<Incoming>| async move {
+        Response::new(StreamBody::new(
+            request
+                .into_body()
+                .into_data_stream()
+                .map(|chunk| Ok::<_, Infallible>(Frame::data(chunk.unwrap()))),
+        ))
+    })
+    .await;
+    let sandbox = Sandbox::new();
+    let traffic = sandbox.upstream.traffic().clone();
+    let address = gateway(&sandbox).await;
+    let until = async |wanted: &dyn Fn(TrafficNow) -> bool| {
+        soon(async {
+            while !wanted(traffic.now()) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    let (mut sender, receiver) = futures::channel::mpsc::channel::<Result<Frame<Bytes>, Infallible>>(1);
+    let request = to(program, "POST", "/").body(StreamBody::new(receiver)).unwrap();
+    let mut one = client(address).await;
+    let mut answer = soon(one.send_request(request)).await.unwrap().into_body().into_data_stream();
+    sender.send(Ok(Frame::data(Bytes::from("one")))).await.unwrap();
+    assert_eq!(soon(answer.next()).await.unwrap().unwrap(), "one");
+    assert!(traffic.now().oldest.is_some());
+    drop(sender);
+    assert!(soon(answer.next()).await.is_none());
+    until(&|now| now.oldest.is_none()).await;
+    assert_eq!(traffic.now().last_work, None, "it was over at once");
+
+    let program = websocket_echo().await;
+    let mut request = format!("ws://{address}/chat").into_client_request().unwrap();
+    request.headers_mut().insert("host", format!("{program}-isandbox.example.org").parse().unwrap());
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    assert!(traffic.now().is_work);
+    drop(socket);
+    until(&|now| !now.is_work).await;
+    assert!(traffic.now().last_work.is_some());
 }
 
 #[tokio::test]

@@ -15,7 +15,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use torpor_gateway::{
-    Access, Front, Gateway, MayResume, Refusal, Resolve, SignedFile, Transport, Upstream, serve,
+    Access, Front, Gateway, MayResume, Refusal, Resolve, SignedFile, Transport, Upstream, UpstreamOptions,
+    serve,
 };
 use torpor_types::SandboxId;
 
@@ -41,8 +42,9 @@ impl Sandbox {
             count.fetch_add(1, Ordering::SeqCst);
             TcpStream::connect(("127.0.0.1", port))
         };
+        let options = UpstreamOptions { https_ports: https_ports.into(), ..UpstreamOptions::default() };
         Self {
-            upstream: Upstream::new(connect, https_ports.into(), closed.clone()),
+            upstream: Upstream::new(connect, options, closed.clone()),
             closed,
             connections,
             access: Access::default(),

@@ -40,6 +40,7 @@ pub(super) struct SandboxInfo {
     #[serde(default)]
     pub(super) metadata: std::collections::BTreeMap<String, String>,
     pub(super) envd_access_token: Option<String>,
+    pub(super) kept_until: Option<jiff::Timestamp>,
     pub(super) durable: Option<bool>,
 }
 

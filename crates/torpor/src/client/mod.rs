@@ -7,6 +7,7 @@
 mod api;
 mod endpoint;
 mod exec;
+mod gc;
 mod key;
 mod process;
 mod sandbox;
@@ -19,9 +20,11 @@ mod template;
 mod terminal;
 
 pub(crate) use endpoint::Endpoint;
+pub(crate) use gc::GcCommand;
 pub(crate) use key::KeyCommand;
 pub(crate) use sandbox::SandboxCommand;
 pub(crate) use snapshot::SnapshotCommand;
+pub(crate) use table::table;
 pub(crate) use team::TeamCommand;
 pub(crate) use template::TemplateCommand;
 
@@ -65,6 +68,17 @@ pub(crate) enum ClientError {
         /// The request.
         what: String,
         /// What is wrong.
+        why: String,
+    },
+    /// Removing is the server's work, and none answers.
+    #[error(
+        "no server answers at {url}, and removing is its work ({why}). Start it (torpor serve): it removes what was kept \
+         long enough at its start and every hour, by itself"
+    )]
+    NoCollector {
+        /// The server asked.
+        url: String,
+        /// The cause.
         why: String,
     },
     /// The URL cannot be used.
@@ -144,7 +158,7 @@ pub(crate) fn say(text: &str) -> Result<(), ClientError> {
 }
 
 /// Prints a value as indented JSON.
-fn say_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
+pub(crate) fn say_json(value: &impl serde::Serialize) -> Result<(), ClientError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| ClientError::Unreadable { what: "the result".to_owned(), why: error.to_string() })?;
     say(&text)

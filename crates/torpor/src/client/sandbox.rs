@@ -14,6 +14,7 @@ use super::shell::Shell;
 use super::table::{age, remaining, table};
 use super::telemetry::{Logs, Metrics};
 use super::{ClientError, EXIT_NOT_RUN, Endpoint, say, say_json};
+use crate::settings::days;
 
 /// Sandboxes: create, use, pause, resume, kill
 #[derive(Debug, clap::Args)]
@@ -51,7 +52,7 @@ enum Action {
         ids: Vec<String>,
         /// Answer only when the pause would survive a power cut
         #[arg(long)]
-        durable: bool,
+        wait_durable: bool,
         /// Keep the files alone: running programs are lost, and a resume boots
         #[arg(long)]
         disk_only: bool,
@@ -105,6 +106,12 @@ struct Create {
     /// What happens then
     #[arg(long, value_enum, default_value_t = OnTimeout::Kill)]
     on_timeout: OnTimeout,
+    /// Seconds without work (a command, a terminal, a long connection) after which the same happens [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    idle_timeout: Option<u32>,
+    /// Days for which it is kept paused before it is removed, 0 for ever [default: as the server or the team says]
+    #[arg(long, value_name = "DAYS", value_parser = days())]
+    retention_days: Option<u32>,
     /// Text to find it by later; may be given several times
     #[arg(long, short, value_name = "KEY=VALUE")]
     metadata: Vec<Pair>,
@@ -180,8 +187,8 @@ impl SandboxCommand {
             Action::List(list) => list.run(&api).await,
             Action::Info { id, json } => info(&api, &id, json).await,
             Action::Fork { id, count, timeout, json } => fork(&api, &id, count, timeout, json).await,
-            Action::Pause { ids, durable, disk_only } => {
-                let body = json!({ "waitDurable": durable, "memory": !disk_only });
+            Action::Pause { ids, wait_durable, disk_only } => {
+                let body = json!({ "waitDurable": wait_durable, "memory": !disk_only });
                 each(ids, async |id: &str| {
                     api.post(&sandbox_path(id, "/pause"), body.clone()).await.map(drop)
                 })
@@ -251,6 +258,8 @@ impl Create {
             "templateID": self.template,
             "timeout": self.timeout,
             "autoPause": self.on_timeout == OnTimeout::Pause,
+            "idleTimeout": self.idle_timeout,
+            "retentionDays": self.retention_days,
             "allow_internet_access": !self.no_internet,
             "metadata": map(self.metadata),
             "envVars": map(self.env),
@@ -317,9 +326,13 @@ fn show_list(sandboxes: &[SandboxInfo], now: Timestamp) -> String {
     table(["ID", "TEMPLATE", "STATE", "VCPUS", "MEMORY", "STARTED", "ENDS", "METADATA"], &rows)
 }
 
-/// A paused sandbox stays until it is killed.
+/// When it expires, or, paused, is removed.
 fn ends(sandbox: &SandboxInfo, now: Timestamp) -> String {
-    if sandbox.state == "paused" { "never".to_owned() } else { remaining(sandbox.end_at, now) }
+    match (sandbox.state.as_str(), sandbox.kept_until) {
+        ("paused", Some(until)) => remaining(until, now),
+        ("paused", None) => "never".to_owned(),
+        _ => remaining(sandbox.end_at, now),
+    }
 }
 
 fn pairs(map: &BTreeMap<String, String>) -> String {
@@ -348,13 +361,17 @@ fn show_info(sandbox: &SandboxInfo, now: Timestamp) -> String {
         ("Started", format!("{} ({})", sandbox.started_at, age(sandbox.started_at, now))),
         (ends, format!("{} ({at})", sandbox.end_at)),
     ];
+    if paused {
+        let until = sandbox.kept_until.map(|until| format!("{until} ({})", remaining(until, now)));
+        lines.push(("Kept until", until.unwrap_or_else(|| "it is killed".to_owned())));
+    }
     if let Some(durable) = sandbox.durable {
         lines.push(("Durable", if durable { "yes" } else { "not yet: it is being written" }.to_owned()));
     }
     if !sandbox.metadata.is_empty() {
         lines.push(("Metadata", pairs(&sandbox.metadata)));
     }
-    lines.iter().map(|(name, value)| format!("{name:<10}{value}")).collect::<Vec<_>>().join("\n")
+    lines.iter().map(|(name, value)| format!("{name:<12}{value}")).collect::<Vec<_>>().join("\n")
 }
 
 async fn fork(api: &Api, id: &str, count: u32, timeout_s: u32, json: bool) -> Result<(), ClientError> {
@@ -387,6 +404,7 @@ mod tests {
                 "sandboxID": id, "templateID": "tbase", "alias": "base", "state": state,
                 "startedAt": "2026-01-31T11:00:00.000000Z", "endAt": "2026-01-31T12:05:00.000000Z",
                 "cpuCount": 1, "memoryMB": 512, "diskSizeMB": 8192, "metadata": {"app": "prod", "user": "1"},
+                "keptUntil": (id == "ixyz").then_some("2026-03-02T12:05:00.000000Z"),
                 "durable": (state == "paused").then_some(false), "envdVersion": "0.6.13", "clientID": "0",
             }),
         )

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde_json::json;
 use torpor_control::registry::{TeamLimits, TeamRow};
+use torpor_control::retention::MAX_DAYS;
 use torpor_control::teams;
 
 use super::table::{age, table};
@@ -58,23 +59,29 @@ struct LimitOptions {
     /// Hours a sandbox may run without a resume; `default`: as the server's settings say
     #[arg(long, value_name = "HOURS|default")]
     max_timeout_hours: Option<Limit>,
+    /// Days for which a sandbox is kept paused, 0 for ever; `default`: as the server's settings say
+    #[arg(long, value_name = "DAYS|default")]
+    retention_days: Option<Limit<MAX_DAYS>>,
+    /// Days for which a snapshot is kept, 0 for ever; `default`: as the server's settings say
+    #[arg(long, value_name = "DAYS|default")]
+    snapshot_retention_days: Option<Limit<MAX_DAYS>>,
 }
 
 /// A number, or `default`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Limit(Option<u32>);
+struct Limit<const MOST: u32 = { u32::MAX }>(Option<u32>);
 
 // === impl Limit ===
 
-impl FromStr for Limit {
-    type Err = &'static str;
+impl<const MOST: u32> FromStr for Limit<MOST> {
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "default" => Ok(Self(None)),
-            _ => {
-                text.parse().map(|number| Self(Some(number))).map_err(|_| "it must be a number or 'default'")
-            }
+        match (text, text.parse()) {
+            ("default", _) => Ok(Self(None)),
+            (_, Ok(number)) if number <= MOST => Ok(Self(Some(number))),
+            (_, Ok(_)) => Err(format!("it must not be over {MOST}")),
+            (_, Err(_)) => Err("it must be a number or 'default'".to_owned()),
         }
     }
 }
@@ -87,6 +94,10 @@ impl LimitOptions {
         TeamLimits {
             max_running: self.max_running.map_or(old.max_running, |limit| limit.0),
             max_timeout_hours: self.max_timeout_hours.map_or(old.max_timeout_hours, |limit| limit.0),
+            retention_days: self.retention_days.map_or(old.retention_days, |limit| limit.0),
+            snapshot_retention_days: self
+                .snapshot_retention_days
+                .map_or(old.snapshot_retention_days, |limit| limit.0),
         }
     }
 }
@@ -120,17 +131,20 @@ impl TeamCommand {
 fn show(rows: &[TeamRow], now: Timestamp) -> String {
     let limit = |limit: Option<u32>| limit.map_or_else(|| "default".to_owned(), |limit| limit.to_string());
     let row = |team: &TeamRow| {
-        let TeamLimits { max_running, max_timeout_hours } = team.limits;
+        let TeamLimits { max_running, max_timeout_hours, retention_days, snapshot_retention_days } =
+            team.limits;
         [
             team.id.to_string(),
             team.name.clone(),
             limit(max_running),
             limit(max_timeout_hours),
+            limit(retention_days),
+            limit(snapshot_retention_days),
             age(team.created_at, now),
         ]
     };
     let rows: Vec<_> = rows.iter().map(row).collect();
-    table(["ID", "NAME", "MAX RUNNING", "MAX HOURS", "MADE"], &rows)
+    table(["ID", "NAME", "MAX RUNNING", "MAX HOURS", "KEPT DAYS", "SNAPSHOT DAYS", "MADE"], &rows)
 }
 
 fn as_json(team: &TeamRow) -> serde_json::Value {
@@ -139,6 +153,8 @@ fn as_json(team: &TeamRow) -> serde_json::Value {
         "name": team.name,
         "maxRunning": team.limits.max_running,
         "maxTimeoutHours": team.limits.max_timeout_hours,
+        "retentionDays": team.limits.retention_days,
+        "snapshotRetentionDays": team.limits.snapshot_retention_days,
         "createdAt": team.created_at.to_string(),
     })
 }
@@ -154,7 +170,7 @@ mod tests {
             id: "gteam".parse().unwrap(),
             name: name.to_owned(),
             created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
-            limits: TeamLimits { max_running, max_timeout_hours },
+            limits: TeamLimits { max_running, max_timeout_hours, ..TeamLimits::default() },
         };
         insta::assert_snapshot!(show(
             &[team("default", None, None), team("research", Some(20), Some(8))],
@@ -164,12 +180,19 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_not_named_stays_and_default_takes_it_away() {
-        let old = TeamLimits { max_running: Some(1), max_timeout_hours: Some(2) };
+        let old = TeamLimits { max_running: Some(1), max_timeout_hours: Some(2), ..TeamLimits::default() };
         let change = |max_running: Option<&str>| {
             let max_running = max_running.map(|text| text.parse().unwrap());
-            LimitOptions { max_running, max_timeout_hours: None }.change(old).max_running
+            let options = LimitOptions {
+                max_running,
+                max_timeout_hours: None,
+                retention_days: None,
+                snapshot_retention_days: None,
+            };
+            options.change(old).max_running
         };
         assert_eq!([change(None), change(Some("7")), change(Some("default"))], [Some(1), Some(7), None]);
         assert!("many".parse::<Limit>().is_err());
+        assert!("40000".parse::<Limit<MAX_DAYS>>().is_err());
     }
 }

@@ -293,7 +293,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// Reads `100G`, `1.5T`, `800M` or a number of bytes.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let help = || format!("'{text}' is no size: use a number with M, G or T, for instance 100G");
     let number = text.trim().trim_end_matches(['b', 'B', 'i']);
     let (number, unit) = match number.char_indices().last() {

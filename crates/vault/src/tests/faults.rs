@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use super::{DataDir, draft, grown, id, names, staged};
+use super::{DataDir, UNLIMITED, draft, grown, id, names, staged};
 use crate::publish::Step;
 use crate::{PublishError, ReadError, StageError, Vault};
 
@@ -36,7 +36,7 @@ const CRASH_AT: &str = "TORPOR_TEST_CRASH_AT";
 #[ignore = "run by a_server_that_dies_at_any_step_leaves_no_snapshot_or_a_whole_one"]
 fn crash_while_publishing() {
     let Some((dir, at)) = std::env::var_os(CRASH_DIR).zip(std::env::var(CRASH_AT).ok()) else { return };
-    let vault = Vault::open_with_reserve(&PathBuf::from(dir), 0).unwrap();
+    let vault = Vault::open_within(&PathBuf::from(dir), UNLIMITED).unwrap();
     let parent = vault.get(&id("s1")).unwrap();
     let mut crash = |step| {
         if format!("{step:?}") == at {
@@ -62,7 +62,7 @@ fn a_server_that_dies_at_any_step_leaves_no_snapshot_or_a_whole_one() {
             .unwrap();
         assert!(!died.status.success(), "{dying:?}: {}", String::from_utf8_lossy(&died.stdout));
 
-        let vault = Vault::open_with_reserve(vault.dir(), 0).unwrap();
+        let vault = Vault::open_within(vault.dir(), UNLIMITED).unwrap();
         assert!(names(&vault.staging_dir()).is_empty(), "{dying:?}");
         vault.verify(&id("s1")).unwrap();
         if matches!(dying, Step::Renamed | Step::RenameDurable) {

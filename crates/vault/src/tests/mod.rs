@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use torpor_types::{Accelerator, Shape, SnapshotId};
 
 use crate::place::{self, PlaceOptions};
-use crate::{Kind, MachineFacts, ManifestDraft, Snapshot, Staging, Vault};
+use crate::{Kind, Limits, MachineFacts, ManifestDraft, Snapshot, Staging, Vault};
 
 /// A data directory that is unmounted and removed, however the test ends.
 pub(super) struct DataDir(Option<tempfile::TempDir>);
@@ -31,7 +31,7 @@ impl DataDir {
 
     /// A vault in a new image of `image_mib`.
     pub(super) fn vault(&self, image_mib: u64) -> Vault {
-        Vault::open_with_reserve(&self.prepare(image_mib), 0).unwrap()
+        Vault::open_within(&self.prepare(image_mib), UNLIMITED).unwrap()
     }
 
     pub(super) fn prepare(&self, image_mib: u64) -> PathBuf {
@@ -50,6 +50,9 @@ impl Drop for DataDir {
         }
     }
 }
+
+/// All there is may be used.
+pub(super) const UNLIMITED: Limits = Limits { reserve_bytes: 0, budget_bytes: None };
 
 pub(super) fn id(text: &str) -> SnapshotId {
     text.parse().unwrap()

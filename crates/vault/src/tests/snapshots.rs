@@ -214,3 +214,71 @@ fn a_derived_table_equals_a_full_one_whatever_was_changed() {
     });
     result.unwrap();
 }
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn removing_a_snapshot_frees_what_only_it_used_and_nothing_that_others_share() {
+    let data = DataDir::new();
+    let vault = data.vault(320);
+    let parent = staged(&vault, "s1").publish(draft(), None).unwrap();
+    let children = ["s2", "s3"].map(|name| {
+        let staging = grown(&vault, name, &parent);
+        let memory = std::fs::File::options().write(true).open(staging.dir().join("memory")).unwrap();
+        memory.write_all_at(&vec![9; 1 << 20], 1 << 20).unwrap();
+        staging.publish(draft(), Some(&parent)).unwrap()
+    });
+    // What was changed in them, and manifest, tables and device state, which every snapshot has for itself.
+    let own = children.each_ref().map(|child| child.own_bytes().unwrap());
+    assert!(own.iter().all(|own| (1 << 20..(1 << 20) + (256 << 10)).contains(own)), "{own:?}");
+    assert!(children[0].allocated_bytes().unwrap() > 4 << 20);
+
+    let free = || {
+        rustix::fs::syncfs(std::fs::File::open(vault.dir()).unwrap()).unwrap();
+        vault.room().unwrap().free_bytes
+    };
+    // The file system's own records (inodes, its trees) come and go beside the files'.
+    let slack = 128 << 10;
+    let assert_frees = |id_text: &str, own: u64| {
+        let before = free();
+        vault.remove(&id(id_text)).unwrap();
+        // XFS frees the blocks of removed files a little later.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while free() + slack < before + own {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{id_text}: {} of {own} bytes were freed",
+                free() - before
+            );
+            std::thread::yield_now();
+        }
+        assert!(free() <= before + own + slack, "{id_text}: {} bytes were freed, not {own}", free() - before);
+    };
+    assert_frees("s2", own[0]);
+    // All of the parent is in its child, but for what was changed there: that MiB and two blocks.
+    let parents_own = parent.own_bytes().unwrap();
+    assert!((1 << 20..(1 << 20) + (256 << 10)).contains(&parents_own), "{parents_own}");
+    assert_frees("s1", parents_own);
+    vault.verify(&id("s3")).unwrap();
+    // Now nobody shares anything with it.
+    let last_own = vault.get(&id("s3")).unwrap().own_bytes().unwrap();
+    assert!(last_own > 4 << 20, "{last_own}");
+    assert_frees("s3", last_own);
+}
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn a_vault_that_is_only_looked_into_is_left_as_it_is_and_tells_how_far_it_has_read() {
+    let data = DataDir::new();
+    let vault = data.vault(320);
+    staged(&vault, "s1").publish(draft(), None).unwrap();
+    let underway = vault.stage(id("s2")).unwrap();
+    let beside = Vault::open_beside(vault.dir()).unwrap();
+    assert!(underway.dir().exists(), "what another process is writing must stay");
+    let mut told = 0;
+    let verified = beside.verify_telling(&id("s1"), &mut |bytes| told += bytes).unwrap();
+    // All but the device state.
+    assert_eq!(told, verified.bytes_read - 5);
+    vault.remove(&id("s1")).unwrap();
+    assert!(matches!(beside.verify(&id("s1")), Err(VerifyError::Read(ReadError::NotFound(_)))));
+    assert!(Vault::open_beside(data.path()).is_err(), "no vault is made where there is none");
+}

@@ -59,6 +59,10 @@ impl Lifecycle for Pretended {
             auto_resume: asked.auto_resume,
             allow_internet: asked.allow_internet,
             network: asked.network,
+            idle_timeout_s: asked.idle_timeout_s,
+            retention_days: asked.retention_days,
+            kept_until: None,
+            held_up: None,
             durable: true,
         };
         start(&mut view, asked.timeout_s);
@@ -255,6 +259,14 @@ impl Lifecycle for Pretended {
         };
         let lines = [(1, "info", "one"), (2, "error", "two"), (3, "info", "three")];
         self.with(team, id, |_| Ok(query.select(lines.map(record).into())))
+    }
+
+    async fn plan_collection(&self) -> Result<Plan, CollectError> {
+        Ok(Plan::default())
+    }
+
+    async fn collect(&self) -> Result<Collected, CollectError> {
+        Ok(Collected::default())
     }
 }
 

@@ -59,3 +59,35 @@ async fn the_cli_learns_whose_key_it_has_also_by_a_bearer_token() {
         assert_eq!(teams, expected);
     }
 }
+
+#[tokio::test]
+async fn what_concerns_all_teams_is_for_the_operator_alone() {
+    let server = Server::start().await;
+    for method in ["GET", "POST"] {
+        let status = async |key: &str| {
+            let request = Request::builder().method(method).uri("/admin/gc").header("X-API-Key", key);
+            server.send(request.body(Body::empty()).unwrap()).await.0
+        };
+        assert_eq!(status(&server.operator_key).await, 200, "{method}");
+        assert_eq!(status(&server.key).await, 403, "{method}");
+        assert_eq!(status(&server.key_of_another_team().await).await, 403, "{method}");
+        assert_eq!(status("e2b_0000000000000000000000000000000000000000").await, 401, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn how_long_a_sandbox_is_kept_paused_can_be_said_at_its_creation() {
+    let server = Server::start().await;
+    let create = async |days: Value| {
+        let body = json!({"templateID": "base", "retentionDays": days}).to_string();
+        server.ask("POST", "/v2/sandboxes", &body).await
+    };
+    let (status, made) = create(json!(0)).await;
+    assert_eq!(status, 201, "{made}");
+    let id = made["sandboxID"].as_str().unwrap();
+    let (_, detail) = server.ask("GET", &format!("/sandboxes/{id}"), "").await;
+    assert_eq!(detail["retentionDays"], 0, "{detail}");
+    for wrong in [json!(-1), json!(36_501), json!("x")] {
+        assert_eq!(create(wrong.clone()).await.0, 400, "{wrong}");
+    }
+}

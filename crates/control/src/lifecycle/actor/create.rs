@@ -14,7 +14,7 @@ use crate::lifecycle::{Entries, Status, deadline};
 use crate::registry::{SandboxRecord, SandboxRow, StoredState};
 
 /// Bytes the vault must have for a new sandbox: its clones take nothing, what it writes first does.
-const ROOM_BYTES: u64 = 64 << 20;
+pub(in crate::lifecycle) const ROOM_BYTES: u64 = 64 << 20;
 
 /// Makes a new sandbox, from the request to a running machine with an actor of its own.
 pub(in crate::lifecycle) async fn create(
@@ -39,6 +39,8 @@ pub(in crate::lifecycle) async fn create(
         keep_memory_on_timeout: request.keep_memory_on_timeout,
         filesystem_only: false,
         auto_resume: request.auto_resume,
+        idle_timeout_s: request.idle_timeout_s,
+        retention_days: request.retention_days,
         initial_timeout_s: request.timeout_s,
         secure: request.secure,
         allow_internet: request.allow_internet,
@@ -61,7 +63,7 @@ pub(in crate::lifecycle) async fn start(
 ) -> Result<Status, LifecycleError> {
     let limits = node.limits(&team).await?;
     deadline::check_timeout(timeout_s, limits.max_timeout_s)?;
-    node.require_room(ROOM_BYTES)?;
+    let _room = node.claim_room(ROOM_BYTES)?;
     let _place = node.starts.take_place(entries, &team, &id, limits.max_running)?;
     let row = SandboxRow {
         id,

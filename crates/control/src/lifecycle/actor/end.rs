@@ -1,13 +1,17 @@
 //! The deadline, and the ends of machines and sandboxes.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use torpor_envd_api::telemetry::LogLevel;
 use torpor_types::MachineId;
 
 use super::{Actor, Carrier, Next, answer};
 use crate::lifecycle::api::LifecycleError;
 use crate::lifecycle::deadline;
+use crate::lifecycle::idle::{Activity, Verdict};
 use crate::registry::StoredState;
 
 /// How long an automatic pause that was refused waits before it is tried again.
@@ -51,6 +55,7 @@ impl Actor {
                 return Err(error.into());
             }
             self.retry_expiry_at = None;
+            self.held_up = None;
             self.publish();
         }
         Ok(())
@@ -69,20 +74,79 @@ impl Actor {
         Some(tokio::time::Instant::now() + Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 
-    pub(super) async fn expire(&mut self) -> Next {
-        let outcome = if self.row.record.pause_on_timeout {
-            tracing::info!("deadline reached: pausing");
-            self.pause(self.row.record.keep_memory_on_timeout).await.map(|()| Next::Continue)
-        } else {
-            tracing::info!("deadline reached: killing");
-            self.kill().await.map(|()| Next::Ended)
+    /// A run begins: whether it is idle is looked at when that is possible at the earliest.
+    pub(super) fn begin_idle_timer(&mut self) {
+        self.activity = Arc::new(Activity::new());
+        let idle_s = self.row.record.idle_timeout_s.map(u64::from);
+        self.look_at = idle_s.map(|idle_s| tokio::time::Instant::now() + Duration::from_secs(idle_s));
+    }
+
+    /// When to look whether it is idle, if it runs.
+    pub(super) fn look_at(&self) -> Option<tokio::time::Instant> {
+        self.look_at.filter(|_| self.row.state == StoredState::Running)
+    }
+
+    /// Does what happens at the deadline if nobody has worked in it for so long.
+    pub(super) async fn look_whether_idle(&mut self) -> Next {
+        let Some(idle_s) = self.row.record.idle_timeout_s else {
+            self.look_at = None;
+            return Next::Continue;
         };
-        outcome.unwrap_or_else(|error| {
+        if let Verdict::LookAgain(then) = self.activity.judge(Duration::from_secs(u64::from(idle_s))) {
+            self.look_at = Some(then.into());
+            if self.retry_expiry_at.is_none() && self.held_up.take().is_some() {
+                self.publish();
+            }
+            return Next::Continue;
+        }
+        // If it fails: somebody may come to work before it is tried again.
+        self.look_at = Some(tokio::time::Instant::now() + RETRY_AUTOMATIC_PAUSE);
+        match self.end_by_policy("idle").await {
+            Ok(next) => {
+                if let Next::Continue = next {
+                    let message = format!("paused: nobody worked in it for {idle_s} seconds");
+                    self.node.telemetry.note(&self.row.id, LogLevel::Info, message, BTreeMap::new());
+                }
+                next
+            }
+            Err(error) => {
+                self.tell_held_up(error.to_string());
+                Next::Continue
+            }
+        }
+    }
+
+    pub(super) async fn expire(&mut self) -> Next {
+        self.end_by_policy("deadline reached").await.unwrap_or_else(|error| {
             // A sandbox that cannot be saved runs on rather than being lost.
-            tracing::error!(%error, "the deadline could not be kept; trying again");
             self.retry_expiry_at = Some(tokio::time::Instant::now() + RETRY_AUTOMATIC_PAUSE);
+            self.tell_held_up(error.to_string());
             Next::Continue
         })
+    }
+
+    /// Kills it or pauses it, as its creator chose.
+    async fn end_by_policy(&mut self, why: &str) -> Result<Next, LifecycleError> {
+        if self.row.record.pause_on_timeout {
+            tracing::info!("{why}: pausing");
+            self.pause(self.row.record.keep_memory_on_timeout).await.map(|()| Next::Continue)
+        } else {
+            tracing::info!("{why}: killing");
+            self.kill().await.map(|()| Next::Ended)
+        }
+    }
+
+    /// Says, once for each time, why it could not be paused when its time was up.
+    fn tell_held_up(&mut self, why: String) {
+        if self.held_up.is_some() {
+            tracing::debug!(%why, "still not paused");
+        } else {
+            tracing::error!(%why, "its time is up and it could not be paused: it runs on, and it is tried again");
+            let message = format!("its time is up and it could not be paused: it runs on. {why}");
+            self.node.telemetry.note(&self.row.id, LogLevel::Error, message, BTreeMap::new());
+        }
+        self.held_up = Some(why);
+        self.publish();
     }
 
     #[tracing::instrument(name = "sandbox.kill", skip_all)]
@@ -96,6 +160,15 @@ impl Actor {
         self.publish();
         self.discard().await;
         Ok(())
+    }
+
+    /// Destroys the sandbox if nobody has resumed it since its pause at `paused_at`; says whether it did.
+    pub(super) async fn forget(&mut self, paused_at: Timestamp) -> Result<bool, LifecycleError> {
+        let is_as_it_was = self.row.state == StoredState::Paused && self.row.record.end_at == paused_at;
+        if is_as_it_was {
+            self.kill().await?;
+        }
+        Ok(is_as_it_was)
     }
 
     /// Destroys machine, snapshot and row, and withdraws the sandbox.

@@ -1,10 +1,13 @@
 //! Pausing, and what follows in the background until the pause is durable.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use torpor_machine::Machine;
+use torpor_envd_api::telemetry::LogLevel;
+use torpor_machine::{DeviceState, Machine};
 use torpor_types::SnapshotId;
+use torpor_vault::Claim;
 
 use super::{Actor, Carrier, Event, Reply, Window, answer, chain};
 use crate::lifecycle::api::LifecycleError;
@@ -39,7 +42,7 @@ impl Actor {
                 return Err(LifecycleError::AlreadyPaused(self.row.id.clone()));
             }
         };
-        self.node.require_room(machine.private_bytes())?;
+        let room = self.node.claim_room(machine.private_bytes())?;
         let before = self.row.clone();
         if !keep_memory {
             self.freeze(&machine).await?;
@@ -81,7 +84,7 @@ impl Actor {
         if let Err(error) = self.record(StoredState::Pausing).await {
             tracing::error!(%error, "the pause could not be recorded");
         }
-        let saving = self.start_saving(&machine, Some(state));
+        let saving = self.start_saving(&machine, Some((state, room)));
         self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
         self.publish();
         Ok(())
@@ -90,7 +93,7 @@ impl Actor {
     pub(super) fn start_saving(
         &mut self,
         machine: &Machine,
-        state: Option<torpor_machine::DeviceState>,
+        captured: Option<(DeviceState, Claim)>,
     ) -> Saving {
         self.epoch += 1;
         self.saves_under_way += 1;
@@ -98,7 +101,7 @@ impl Actor {
             self.node.clone(),
             self.row.clone(),
             machine.clone(),
-            state,
+            captured,
             self.epoch,
             self.events.clone(),
         )
@@ -185,9 +188,20 @@ impl Actor {
             }
         }
         self.publish();
+        self.tell_durable(&snapshot);
         if let Some(previous) = previous {
             self.remove_snapshot(previous).await;
         }
+    }
+
+    /// Writes into the sandbox's log that its pause would survive a power cut from now on.
+    fn tell_durable(&self, snapshot: &SnapshotId) {
+        let took = Timestamp::now().duration_since(self.row.record.end_at).as_secs_f64().max(0.0);
+        let fields = BTreeMap::from([
+            ("snapshot".to_owned(), snapshot.to_string()),
+            ("seconds".to_owned(), format!("{took:.3}")),
+        ]);
+        self.node.telemetry.note(&self.row.id, LogLevel::Info, "the pause is durable", fields);
     }
 
     /// Saving failed: whoever waits for durability is told, and it is tried again later.

@@ -25,6 +25,7 @@ impl Actor {
         let (epoch, events, connector) = (self.epoch, self.events.clone(), machine.connector());
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         self.lifecycle_id = guest::new_lifecycle_id();
+        self.begin_idle_timer();
         let lifecycle_id = self.lifecycle_id.clone();
         let ca_bundle = self.node.outbound.ca_bundle(&row.record.egress()).map(str::to_owned);
         let waking = async move {
@@ -45,7 +46,13 @@ impl Actor {
                 *awake = true;
                 let (connector, closed) = (machine.connector(), closed.clone());
                 let token = self.node.access_token(&self.row);
-                self.recording = Some(self.node.telemetry.follow(&self.row.id, connector, token, closed));
+                self.recording = Some(self.node.telemetry.follow(
+                    &self.row.id,
+                    connector,
+                    token,
+                    closed,
+                    self.activity.clone(),
+                ));
                 self.publish();
                 Next::Continue
             }

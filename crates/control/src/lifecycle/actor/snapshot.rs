@@ -60,7 +60,7 @@ impl Actor {
 
     /// Stops the machine, copies it, and lets it go on, whatever came of the copy.
     async fn copy(&mut self, machine: &Machine, keep: Keep) -> Result<Copied, LifecycleError> {
-        self.node.require_room(machine.private_bytes())?;
+        let room = self.node.claim_room(machine.private_bytes())?;
         if keep == Keep::Disk {
             self.freeze(machine).await?;
         }
@@ -68,8 +68,9 @@ impl Actor {
             Ok(state) => {
                 let (node, copied_machine) = (self.node.clone(), machine.clone());
                 let span = tracing::info_span!("sandbox.copy");
-                let copying =
-                    move || span.in_scope(|| Copied::make(&node, &copied_machine, &state, keep, &|| false));
+                let copying = move || {
+                    span.in_scope(|| Copied::make(&node, &copied_machine, &state, keep, room, &|| false))
+                };
                 tokio::task::spawn_blocking(copying)
                     .await
                     .map_err(|panic| LifecycleError::Failed { what: WHAT, why: panic.to_string() })
@@ -119,7 +120,7 @@ impl Actor {
 impl From<SaveError> for LifecycleError {
     fn from(error: SaveError) -> LifecycleError {
         match error {
-            SaveError::NoRoom(no_room) => LifecycleError::NoRoom { missing_bytes: no_room.missing_bytes },
+            SaveError::NoRoom(no_room) => no_room.into(),
             other => LifecycleError::Failed { what: WHAT, why: chain(&other) },
         }
     }

@@ -169,3 +169,20 @@ proptest! {
         prop_assert_eq!(query.select(records).len(), expected);
     }
 }
+
+#[test]
+fn what_the_server_itself_tells_is_in_order_and_the_agent_is_asked_as_before() {
+    let (dir, id) = (tempfile::tempdir().unwrap(), SandboxId::random());
+    let mut log = LogFile::open(dir.path(), &id).unwrap();
+    log.append("a", &entries(1..=2), now()).unwrap();
+    let own = |log: &mut LogFile, now| log.append_own(LogLevel::Info, "paused".into(), BTreeMap::new(), now);
+    own(&mut log, now()).unwrap();
+    assert_eq!(log.cursor(), cursor("a", 2));
+    drop(log);
+    let mut log = LogFile::open(dir.path(), &id).unwrap();
+    assert_eq!(log.cursor(), cursor("a", 2));
+    // A clock that was set back does not bring the log out of order.
+    own(&mut log, Timestamp::from_second(1).unwrap()).unwrap();
+    log.append("a", &entries(3..=3), now()).unwrap();
+    assert_eq!(messages(dir.path(), &id), ["line 1", "line 2", "paused", "paused", "line 3"]);
+}
