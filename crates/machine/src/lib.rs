@@ -54,7 +54,7 @@ pub use error::{
     AdoptError, BootError, CaptureError, ClaimError, ContError, LoadError, SaveError, StartError,
 };
 pub use facts::HostFacts;
-pub use machine::{DeviceState, Idle, LoadSource, Machine};
+pub use machine::{Ahead, DeviceState, Idle, LoadSource, Machine};
 pub use machines::Machines;
 pub use options::MachineOptions;
 pub use save::SavedMemory;

@@ -1,6 +1,7 @@
 //! The warm pool: machines started before anybody needs them.
 //!
-//! Each shape has a target. One task at a time starts what is missing or ends what is too much, as [`plan`] says, and
+//! Each shape has a target, which demand raises: by one with every claim that finds the pool empty, until nothing of the
+//! shape was claimed for a while. One task at a time starts what is missing or ends what is too much, as [`plan`] says, and
 //! only while no claim came for a moment: starting a machine takes as much processor time as resuming three.
 
 use std::collections::{HashMap, VecDeque};
@@ -14,6 +15,10 @@ use crate::machine::Idle;
 
 /// How long nothing was claimed before a machine is started ahead of need.
 const QUIET: Duration = Duration::from_millis(200);
+/// The same while there is none: the next claim would wait for a start from its beginning.
+const QUIET_WHILE_EMPTY: Duration = Duration::from_millis(50);
+/// How long demand is remembered.
+const DEMAND_LASTS: Duration = Duration::from_secs(60);
 
 /// The idle machines.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Slot {
     target: usize,
+    /// What demand adds to the target.
+    demand: usize,
     idle: VecDeque<Idle>,
     wanted_at: Instant,
 }
@@ -66,14 +73,21 @@ impl Pool {
         }
     }
 
-    /// A living machine of that shape, if there is one.
+    /// A living machine of that shape, if there is one. That there is none raises the target.
     pub(crate) fn take(&self, shape: &Shape) -> Option<Idle> {
         let mut slots = self.slots();
         let slot = slots.get_mut(shape)?;
+        if slot.wanted_at.elapsed() >= DEMAND_LASTS {
+            slot.demand = 0;
+        }
         slot.wanted_at = Instant::now();
         self.changed.notify_one();
         // A dead one is dropped, which removes what it left.
-        std::iter::from_fn(|| slot.idle.pop_front()).find(Idle::is_alive)
+        let taken = std::iter::from_fn(|| slot.idle.pop_front()).find(Idle::is_alive);
+        if taken.is_none() {
+            slot.demand = (slot.demand + 1).min(self.limit);
+        }
+        taken
     }
 
     /// Adds a machine that was started.
@@ -90,7 +104,7 @@ impl Pool {
     pub(crate) fn close(&self) -> Vec<Idle> {
         let mut slots = self.slots();
         let idle = slots.values_mut().flat_map(|slot| {
-            slot.target = 0;
+            (slot.target, slot.demand) = (0, 0);
             std::mem::take(&mut slot.idle)
         });
         idle.collect()
@@ -107,7 +121,7 @@ impl Pool {
             let changed = self.changed.notified();
             match self.step() {
                 None => changed.await,
-                Some((step, wanted_at)) => match QUIET.checked_sub(wanted_at.elapsed()) {
+                Some((step, quiet, wanted_at)) => match quiet.checked_sub(wanted_at.elapsed()) {
                     None => return step,
                     Some(rest) => tokio::time::sleep(rest).await,
                 },
@@ -115,17 +129,24 @@ impl Pool {
         }
     }
 
-    fn step(&self) -> Option<(Step, Instant)> {
+    /// What is to be done, and how long after which moment.
+    fn step(&self) -> Option<(Step, Duration, Instant)> {
         let slots = self.slots();
         let need = |(shape, slot): (&Shape, &Slot)| Need {
             shape: *shape,
-            target: slot.target,
+            target: slot.target_now(),
             idle: slot.idle.len(),
             wanted_at: slot.wanted_at,
         };
         let needs: Vec<Need> = slots.iter().map(need).collect();
         let last_claim = needs.iter().map(|need| need.wanted_at).max()?;
-        plan(needs, self.limit).map(|step| (step, last_claim))
+        let step = plan(needs, self.limit)?;
+        let is_empty = |shape: &Shape| slots.get(shape).is_some_and(|slot| slot.idle.is_empty());
+        let quiet = match step {
+            Step::Start(shape) if is_empty(&shape) => QUIET_WHILE_EMPTY,
+            Step::Start(_) | Step::End(_) => QUIET,
+        };
+        Some((step, quiet, last_claim))
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<Shape, Slot>> {
@@ -137,7 +158,13 @@ impl Pool {
 
 impl Slot {
     fn new(target: usize) -> Self {
-        Self { target, idle: VecDeque::new(), wanted_at: Instant::now() }
+        Self { target, demand: 0, idle: VecDeque::new(), wanted_at: Instant::now() }
+    }
+
+    /// How many are to be kept now. Of a shape that nobody keeps warm, none are, whatever the demand was.
+    fn target_now(&self) -> usize {
+        let demand = if self.wanted_at.elapsed() < DEMAND_LASTS { self.demand } else { 0 };
+        if self.target == 0 { 0 } else { self.target + demand }
     }
 }
 

@@ -24,6 +24,10 @@ const PAGE: usize = GUEST_PAGE_BYTES as usize;
 /// More threads than that do not make a disk faster.
 const MAX_THREADS: usize = 4;
 
+/// Rounds of copying ahead, at most, and how many bytes written meanwhile are little: copied in a few milliseconds.
+const MOST_ROUNDS: usize = 6;
+const LITTLE: u64 = 4 << 20;
+
 /// What was saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SavedMemory {
@@ -35,16 +39,56 @@ pub struct SavedMemory {
     pub hole_bytes: u64,
 }
 
-/// Copies the dirtied pages of process `pid` into `into`, which has to hold the memory it was loaded from.
+/// Copies the dirtied pages of process `pid` into `into`, which has to hold the memory it was loaded from; if some were
+/// copied into it ahead, those that were written since.
 pub(crate) fn save(
     pid: u32,
     ram: GuestRam,
     into: &File,
+    ahead: bool,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<SavedMemory, SaveError> {
-    let runs = tracing::info_span!("machine.find_dirty")
-        .in_scope(|| torpor_sys::anonymous_pages(pid, ram.address, ram.len))
-        .map_err(SaveError::Read)?;
+    let find = || match ahead {
+        true => torpor_sys::written_pages(pid, ram.address, ram.len, false),
+        false => torpor_sys::anonymous_pages(pid, ram.address, ram.len),
+    };
+    let runs = tracing::info_span!("machine.find_dirty").in_scope(find).map_err(SaveError::Read)?;
+    copy(pid, ram, &runs, into, cancelled)
+}
+
+/// Copies the dirtied pages of a process that runs and whose memory is tracked, again and again, until little is left
+/// that was written meanwhile. What was copied here is nothing whole: [`save`] of the stopped process makes it so.
+pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: &File) -> Result<SavedMemory, SaveError> {
+    let mut all = SavedMemory::default();
+    let mut before = u64::MAX;
+    for round in 0..MOST_ROUNDS {
+        let found = match round {
+            0 => torpor_sys::protect_anonymous_pages(pid, ram.address, ram.len),
+            _ => torpor_sys::written_pages(pid, ram.address, ram.len, true),
+        };
+        let copied = copy(pid, ram, &found.map_err(SaveError::Read)?, into, &|| false)?;
+        all = SavedMemory {
+            pages: all.pages + copied.pages,
+            bytes: all.bytes + copied.bytes,
+            hole_bytes: all.hole_bytes + copied.hole_bytes,
+        };
+        // A guest that writes as fast as it is copied will not be caught up with.
+        let bytes = copied.pages * GUEST_PAGE_BYTES;
+        if bytes <= LITTLE || bytes > before / 2 {
+            break;
+        }
+        before = bytes;
+    }
+    Ok(all)
+}
+
+fn copy(
+    pid: u32,
+    ram: GuestRam,
+    runs: &[PageRun],
+    into: &File,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<SavedMemory, SaveError> {
     let pages = runs.iter().map(|run| run.len / GUEST_PAGE_BYTES).sum();
     let pieces: Vec<PageRun> = runs.iter().flat_map(|run| pieces(*run)).collect();
     let (written, holes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -180,9 +224,9 @@ mod tests {
         let address = (held.as_ptr() as u64).next_multiple_of(GUEST_PAGE_BYTES);
         let ram = GuestRam { address, len: 32 * GUEST_PAGE_BYTES };
         let file = tempfile::tempfile().unwrap();
-        let cancelled = save(std::process::id(), ram, &file, &|| true);
+        let cancelled = save(std::process::id(), ram, &file, false, &|| true);
         assert!(matches!(cancelled, Err(SaveError::Cancelled)), "{cancelled:?}");
-        let saved = save(std::process::id(), ram, &file, &|| false).unwrap();
+        let saved = save(std::process::id(), ram, &file, false, &|| false).unwrap();
         assert_eq!(saved, SavedMemory { pages: 32, bytes: 32 * GUEST_PAGE_BYTES, hole_bytes: 0 });
     }
 }

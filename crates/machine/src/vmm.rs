@@ -137,6 +137,13 @@ pub trait Vm: std::fmt::Debug + Send + Sync {
     /// Lays a memory file privately over the RAM of an idle machine.
     async fn map_memory(&self, memory: &File) -> Result<(), VmmError>;
 
+    /// Begins to remember which pages of its RAM are written. `false` if that cannot be: the kernel is older than 6.7, or
+    /// the machine was adopted.
+    async fn track_memory(&self) -> Result<bool, VmmError>;
+
+    /// Ends what [`Vm::track_memory`] began.
+    async fn untrack_memory(&self) -> Result<(), VmmError>;
+
     /// Gives an idle machine its device state; it is stopped afterwards.
     async fn load_state(&self, state: &[u8]) -> Result<(), VmmError>;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lab::{Guest, Lab, SHAPE, in_lab};
 use torpor_machine::vmm::VmmError;
-use torpor_machine::{CaptureError, LoadError, Machine, SaveError};
+use torpor_machine::{Ahead, CaptureError, LoadError, Machine, SaveError};
 use torpor_types::MIB;
 
 /// Fails, instead of hanging, when what is waited for does not come.
@@ -77,6 +77,56 @@ fn a_saved_memory_file_is_the_machines_memory_byte_for_byte() {
     });
 }
 
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn what_is_copied_while_the_guest_writes_is_its_memory_at_the_stop_and_nothing_before() {
+    in_lab(|lab: Lab| async move {
+        let (machine, mut guest) = lab.boot().await;
+        guest.ask("fill 64").await;
+        let booted = pause(&lab, &machine, None).await;
+        machine.destroy().await;
+        let (machine, mut guest) = lab.resume(&booted).await;
+        guest.ask("dirty 32").await;
+        guest.ask("churn").await;
+        // Twice: the second copy finds pages that the first one protected.
+        for round in 0..2 {
+            let (path, file) = lab.memory_file(Some(&booted));
+            let (copied, into) = (machine.clone(), file.try_clone().unwrap());
+            let ahead = tokio::task::spawn_blocking(move || copied.copy_memory_ahead(&into)).await.unwrap();
+            let ahead = ahead.unwrap();
+            guest.ask(&format!("dirty {round}")).await;
+            let state = machine.stop_and_capture().await.unwrap();
+            let copied = lab.save_into(&machine, &state, (path, file), ahead).await;
+            assert_same_memory(&machine, &copied);
+            if kernel_tracks_writes() {
+                assert_ne!(ahead, Ahead::default(), "nothing was copied ahead");
+                assert!(
+                    copied.saved.bytes < 24 * MIB,
+                    "nearly all of it was copied ahead: {:?}",
+                    copied.saved
+                );
+            }
+            machine.cont().await.unwrap();
+            machine.untrack().await;
+            assert_eq!(guest.ask("check").await, "checked 16384 0");
+
+            let (twin, mut in_twin) = lab.resume(&copied).await;
+            assert_eq!(in_twin.ask("check").await, "checked 16384 0");
+            assert!(in_twin.ask("churned").await.ends_with(" 0"));
+            twin.destroy().await;
+        }
+        let last = pause(&lab, &machine, Some(&booted)).await;
+        assert_same_memory(&machine, &last);
+    });
+}
+
+/// Linux 6.7 and later do.
+fn kernel_tracks_writes() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 7)
+}
+
 fn assert_same_memory(machine: &Machine, snapshot: &lab::Snapshot) {
     let record = std::fs::read(machine.run_dir().join("record.json")).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
@@ -134,8 +184,9 @@ fn a_save_can_be_cancelled_and_the_guest_goes_on_as_if_nothing_was() {
         let saving = machine.clone();
         let cancelled = move || {
             let asked = AtomicU32::new(0);
-            let result = saving.save_memory(&file, &|| asked.fetch_add(1, Ordering::Relaxed) > 3);
-            (result, saving.save_memory(&file, &|| true))
+            let result =
+                saving.save_memory(&file, Ahead::default(), &|| asked.fetch_add(1, Ordering::Relaxed) > 3);
+            (result, saving.save_memory(&file, Ahead::default(), &|| true))
         };
         let (in_the_middle, at_once) = tokio::task::spawn_blocking(cancelled).await.unwrap();
         assert!(matches!(in_the_middle, Err(SaveError::Cancelled)), "{in_the_middle:?}");
@@ -145,7 +196,7 @@ fn a_save_can_be_cancelled_and_the_guest_goes_on_as_if_nothing_was() {
         assert_eq!(guest.ask("check").await, "checked 16384 0");
         let saving = machine.clone();
         let while_it_runs = tokio::task::spawn_blocking(move || {
-            saving.save_memory(&tempfile::tempfile().unwrap(), &|| false)
+            saving.save_memory(&tempfile::tempfile().unwrap(), Ahead::default(), &|| false)
         });
         assert!(matches!(while_it_runs.await.unwrap(), Err(SaveError::Running)));
     });

@@ -10,6 +10,8 @@
 //!    ```text
 //!    request  "w"                 where is guest RAM?
 //!             "m" + SCM_RIGHTS fd map this memory file (opened read-only), privately, over guest RAM
+//!             "t"                 let the kernel remember which pages are written from now on
+//!             "u"                 let it forget about that
 //!    answer   errno u64 | address u64 | length u64      in the machine's byte order; errno 0 is success
 //!    ```
 //!
@@ -20,6 +22,11 @@
 //! RAM, then `madvise(MADV_DONTNEED)` the range. The file it holds is the placeholder and never the snapshot's memory,
 //! so the first has no effect on a snapshot and the second drops the private pages, which is what is wanted: nothing
 //! needs to be done here.
+//!
+//! *Tracking* is for copies of a guest that goes on running. The kernel protects pages against writing when the host asks
+//! for those that were written (`PAGEMAP_SCAN` with `PM_SCAN_WP_MATCHING`), and takes the protection of a page away by
+//! itself at its next write (userfaultfd(2), `UFFD_FEATURE_WP_ASYNC`, Linux 6.7 and later): nobody is waited for. It
+//! costs a fault a page, so it is on only while a copy is made.
 //!
 //! Both file descriptors are named in the environment: [`PLACEHOLDER`] and [`SOCKET`]. Without them the library is
 //! inert.
@@ -153,10 +160,17 @@ fn with_signals_blocked(action: impl FnOnce()) {
 
 /// Answers requests until the other end of the socket closes.
 fn serve(socket: &OwnedFd) {
+    let mut tracker = None;
     while let Some((request, file)) = receive(socket) {
         let answer = match (request, file) {
             (b'w', None) => located(),
             (b'm', Some(file)) => map(&file),
+            (b't', None) => track(&mut tracker),
+            (b'u', None) => {
+                // Closing it takes every protection away.
+                tracker = None;
+                located()
+            }
             _ => failed(libc::EINVAL),
         };
         // SAFETY: the pointer and the length are those of `answer`.
@@ -210,6 +224,65 @@ fn map(file: &OwnedFd) -> Answer {
         )
     };
     if mapped == -1 { failed(last_errno()) } else { located() }
+}
+
+/// `struct uffdio_api` of `linux/userfaultfd.h`.
+#[repr(C)]
+struct FaultApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_register` of `linux/userfaultfd.h`.
+#[repr(C)]
+struct FaultRegister {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+const UFFD_USER_MODE_ONLY: c_int = 1;
+const UFFD_API: u64 = 0xaa;
+const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
+const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+/// `_IOWR(0xaa, 0x3f, struct uffdio_api)`
+const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
+/// `_IOWR(0xaa, 0x00, struct uffdio_register)`
+const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+
+/// Starts to track guest RAM, unless it is tracked already. Kernels that cannot answer `EINVAL` or `ENOSYS`.
+fn track(tracker: &mut Option<OwnedFd>) -> Answer {
+    let (address, length) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
+    if address == 0 {
+        return failed(libc::EAGAIN);
+    }
+    if tracker.is_some() {
+        return located();
+    }
+    // Nothing is ever delivered to it, so that no privilege is needed.
+    // SAFETY: takes flags alone.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY)
+    };
+    let Ok(fd @ 0..) = RawFd::try_from(fd) else { return failed(last_errno()) };
+    // SAFETY: the call above made it, for nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut api = FaultApi { api: UFFD_API, features: UFFD_FEATURE_WP_ASYNC, ioctls: 0 };
+    // SAFETY: `api` has the layout the request is made for, and outlives the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } != 0 {
+        return failed(last_errno());
+    }
+    let mut register =
+        FaultRegister { start: address as u64, len: length as u64, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
+    // SAFETY: `register` has the layout the request is made for, and outlives the call. Protection that the kernel takes away by
+    // itself changes nothing for whoever writes.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) } != 0 {
+        return failed(last_errno());
+    }
+    *tracker = Some(fd);
+    located()
 }
 
 fn last_errno() -> c_int {

@@ -15,7 +15,7 @@ mod tsc;
 mod uring;
 mod write_back;
 
-pub use pagemap::{PageRun, anonymous_pages};
+pub use pagemap::{PageRun, anonymous_pages, protect_anonymous_pages, written_pages};
 pub use pass_fds::send_with_fds;
 pub use process_memory::read_process_memory;
 pub use session::{in_cgroups, in_new_session};

@@ -21,20 +21,50 @@ pub struct PageRun {
     pub len: u64,
 }
 
+/// Which of the anonymous pages are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// All.
+    All,
+    /// All; and each is protected against writing, until its next write.
+    AllAndProtect,
+    /// Those written since they were protected, and those that never were.
+    Written,
+    /// The same; and each is protected again.
+    WrittenAndProtect,
+}
+
+/// The anonymous pages of a process whose memory is *tracked* (userfaultfd(2), `UFFD_FEATURE_WP_ASYNC`), protected from
+/// now on: [`written_pages`] tells which are written after this. May be asked while the process runs.
+pub fn protect_anonymous_pages(pid: u32, address: u64, len: u64) -> io::Result<Vec<PageRun>> {
+    scan(&open(pid, address, len)?, address, len, Wanted::AllAndProtect)
+}
+
+/// The anonymous pages of a tracked process that were written since they were protected, or never were; with
+/// `protect_again`, for the next time this is asked.
+pub fn written_pages(pid: u32, address: u64, len: u64, protect_again: bool) -> io::Result<Vec<PageRun>> {
+    let wanted = if protect_again { Wanted::WrittenAndProtect } else { Wanted::Written };
+    scan(&open(pid, address, len)?, address, len, wanted)
+}
+
 /// The anonymous pages of process `pid` in `len` bytes from `address`, in order, neighbours merged.
 ///
 /// Both have to be multiples of the page size. The process should be stopped or idle: pages it writes during the
 /// scan may or may not be seen.
 pub fn anonymous_pages(pid: u32, address: u64, len: u64) -> io::Result<Vec<PageRun>> {
-    if !address.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "range is not made of whole pages"));
-    }
-    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-    match scan(&pagemap, address, len) {
+    let pagemap = open(pid, address, len)?;
+    match scan(&pagemap, address, len, Wanted::All) {
         // ENOTTY: a kernel before 6.7.
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read_entries(&pagemap, address, len),
         result => result,
     }
+}
+
+fn open(pid: u32, address: u64, len: u64) -> io::Result<File> {
+    if !address.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "range is not made of whole pages"));
+    }
+    File::open(format!("/proc/{pid}/pagemap"))
 }
 
 /// `struct pm_scan_arg` of `linux/fs.h`.
@@ -66,25 +96,35 @@ struct Region {
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
+/// Protect what is found; of a range that is not tracked, fail.
+const PROTECT: u64 = 1 | 1 << 1;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
-fn scan(pagemap: &File, address: u64, len: u64) -> io::Result<Vec<PageRun>> {
+fn scan(pagemap: &File, address: u64, len: u64, wanted: Wanted) -> io::Result<Vec<PageRun>> {
     let mut runs = Runs::default();
     let mut regions = vec![Region::default(); 4096];
+    let (flags, written) = match wanted {
+        Wanted::All => (0, 0),
+        Wanted::AllAndProtect => (PROTECT, 0),
+        Wanted::Written => (0, PAGE_IS_WRITTEN),
+        Wanted::WrittenAndProtect => (PROTECT, PAGE_IS_WRITTEN),
+    };
     let mut start = address;
     let end = address + len;
     while start < end {
         let mut arguments = ScanArguments {
             size: size_of::<ScanArguments>() as u64,
+            flags,
             start,
             end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
             // In memory or in swap, and not a page of the file.
             category_inverted: PAGE_IS_FILE,
-            category_mask: PAGE_IS_FILE,
+            category_mask: PAGE_IS_FILE | written,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask: PAGE_IS_FILE,
             ..ScanArguments::default()

@@ -208,7 +208,9 @@ impl Builder {
         let (machine, memory_bytes) = (machine.clone(), spec.shape.memory_bytes());
         blocking(move || {
             let memory = staging.memory_file(memory_bytes).map_err(step("make the memory file"))?;
-            let saved = machine.save_memory(&memory, &|| false).map_err(step("save the memory"))?;
+            let saved = machine
+                .save_memory(&memory, torpor_machine::Ahead::default(), &|| false)
+                .map_err(step("save the memory"))?;
             tracing::info!(?saved, "memory saved");
             let disk = machine.open_disk().map_err(step("open the machine's disk"))?;
             staging.clone_disk(&disk).map_err(step("clone the disk"))?;

@@ -8,6 +8,7 @@
 //! A resume that comes while *copying* cancels the save: what was copied is no whole and is thrown away. One that comes
 //! later finds a whole, which the actor removes again, because the machine has run past it.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use torpor_machine::{DeviceState, Machine};
+use torpor_machine::{Ahead, DeviceState, Machine};
 use torpor_types::{SandboxId, SnapshotId, TeamId};
 use torpor_vault::{Claim, Kind, MachineFacts, ManifestDraft, Snapshot, Staging};
 
@@ -66,6 +67,17 @@ pub(super) enum Keep {
     Everything,
     /// The disk alone: the machine boots.
     Disk,
+}
+
+/// A copy that is being made of a machine. Nothing is left of one that is dropped.
+pub(super) struct Copying {
+    staging: Staging,
+    base: Snapshot,
+    facts: MachineFacts,
+    /// `None`: only the disk is kept.
+    memory: Option<File>,
+    ahead: Ahead,
+    room: Claim,
 }
 
 /// A copy of a stopped machine that is not durable yet. Nothing is left of one that is dropped.
@@ -181,7 +193,7 @@ impl Job {
             }
         };
         let keep = Keep::of(&row.record);
-        let copied = Copied::make(&node, &machine, &state, keep, room, &cancelled)?;
+        let copied = Copying::begin(&node, &machine, keep, room)?.finish(&machine, &state, &cancelled)?;
         if progress.compare_exchange(COPYING, COPIED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return Err(SaveError::Cancelled);
         }
@@ -201,40 +213,67 @@ impl Keep {
     }
 }
 
-// === impl Copied ===
+// === impl Copying ===
 
-impl Copied {
-    /// Copies a stopped machine into `room`, which is promised to it; the machine may go on afterwards.
-    pub(super) fn make(
+impl Copying {
+    /// Begins a copy of a machine, which may run, in `room`, which is promised to it.
+    pub(super) fn begin(
         node: &Node,
         machine: &Machine,
-        state: &DeviceState,
         keep: Keep,
         room: Claim,
-        cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Copied, SaveError> {
+    ) -> Result<Copying, SaveError> {
         let note = Note::read(machine)
             .ok_or(SaveError::Step { step: "reading the machine's note", why: "it has none".to_owned() })?;
         let base = node.vault.get(&note.base).map_err(step("opening the snapshot the machine came from"))?;
-        let stopped_at = Timestamp::now();
         let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
-        if keep == Keep::Everything {
-            let memory = if base.manifest().is_filesystem_only() {
-                staging.memory_file(machine.shape().memory_bytes()).map_err(step("making the memory file"))?
-            } else {
+        let memory = match keep {
+            Keep::Disk => None,
+            Keep::Everything if base.manifest().is_filesystem_only() => {
+                let bytes = machine.shape().memory_bytes();
+                Some(staging.memory_file(bytes).map_err(step("making the memory file"))?)
+            }
+            Keep::Everything => {
                 let memory = base.open_memory().map_err(step("opening the base memory"))?;
-                staging.clone_memory(&memory).map_err(step("cloning the base memory"))?
-            };
-            let saved = machine.save_memory(&memory, cancelled).map_err(step("saving dirtied memory"))?;
+                Some(staging.clone_memory(&memory).map_err(step("cloning the base memory"))?)
+            }
+        };
+        let facts = note.booted.unwrap_or_else(|| base.manifest().machine.clone());
+        Ok(Copying { staging, base, facts, memory, ahead: Ahead::default(), room })
+    }
+
+    /// Copies and flushes what it can of a machine that runs, so that the machine need not stand still for long.
+    pub(super) fn copy_ahead(&mut self, machine: &Machine) -> Result<(), SaveError> {
+        if let Some(memory) = &self.memory {
+            self.ahead = machine.copy_memory_ahead(memory).map_err(step("copying memory ahead"))?;
+        }
+        machine.flush_disk_ahead().map_err(step("flushing the disk"))
+    }
+
+    /// Copies the rest of the machine, which has stopped; it may go on afterwards.
+    pub(super) fn finish(
+        self,
+        machine: &Machine,
+        state: &DeviceState,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Copied, SaveError> {
+        let Copying { staging, base, facts, memory, ahead, room } = self;
+        let stopped_at = Timestamp::now();
+        if let Some(memory) = memory {
+            let saved =
+                machine.save_memory(&memory, ahead, cancelled).map_err(step("saving dirtied memory"))?;
             tracing::debug!(?saved, "memory copied");
             staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
         }
         let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
         staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
-        let facts = note.booted.unwrap_or_else(|| base.manifest().machine.clone());
         Ok(Copied { staging, base, facts, stopped_at, _room: room })
     }
+}
 
+// === impl Copied ===
+
+impl Copied {
     /// Makes the copy durable and gives it its place in the vault.
     pub(super) fn publish(self, subject: serde_json::Value) -> Result<SnapshotId, SaveError> {
         let Copied { staging, base, facts, stopped_at, _room } = self;

@@ -35,6 +35,13 @@ pub(super) struct QemuVm {
     ram: Option<RamSocket>,
 }
 
+/// What kernels say that know no such tracking, or do not let us.
+fn cannot_track(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    [Errno::INVAL, Errno::NOSYS, Errno::PERM].into_iter().any(|known| errno == Some(known))
+}
+
 pub(super) fn io_error(doing: &'static str, source: io::Error) -> VmmError {
     VmmError::Io { doing, source }
 }
@@ -144,6 +151,24 @@ impl Vm for QemuVm {
             return Err(VmmError::Refused { doing, why: "an adopted machine has its memory".to_owned() });
         };
         ram.map(memory).await.map(drop)
+    }
+
+    #[tracing::instrument(name = "machine.track_memory", skip_all)]
+    async fn track_memory(&self) -> Result<bool, VmmError> {
+        let Some(ram) = &self.ram else { return Ok(false) };
+        match ram.track().await {
+            Ok(_) => Ok(true),
+            // The kernel knows no such tracking, or was built without.
+            Err(VmmError::Io { source, .. }) if cannot_track(&source) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn untrack_memory(&self) -> Result<(), VmmError> {
+        match &self.ram {
+            Some(ram) => ram.untrack().await.map(drop),
+            None => Ok(()),
+        }
     }
 
     #[tracing::instrument(name = "machine.load_state", skip_all)]

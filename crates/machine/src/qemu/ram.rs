@@ -50,6 +50,16 @@ impl RamSocket {
         self.ask("mapping the snapshot's memory", b"m", &[memory.as_fd()]).await
     }
 
+    /// Has the kernel remember which pages are written from now on.
+    pub(super) async fn track(&self) -> Result<GuestRam, VmmError> {
+        self.ask("tracking what the guest writes", b"t", &[]).await
+    }
+
+    /// Has it forget about that.
+    pub(super) async fn untrack(&self) -> Result<GuestRam, VmmError> {
+        self.ask("tracking no more what the guest writes", b"u", &[]).await
+    }
+
     async fn ask(
         &self,
         doing: &'static str,

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use torpor_machine::{BootSource, DeviceState, LoadSource, Machine, MachineOptions, Machines, SavedMemory};
+use torpor_machine::{
+    Ahead, BootSource, DeviceState, LoadSource, Machine, MachineOptions, Machines, SavedMemory,
+};
 use torpor_network::{AGENT_PORT, Connector, Network, NetworkOptions};
 use torpor_types::{Accelerator, Shape};
 
@@ -117,15 +119,33 @@ impl Lab {
         state: &DeviceState,
         base: Option<&Snapshot>,
     ) -> Snapshot {
-        let (memory, disk) = (self.next_snapshot("memory"), self.next_snapshot("disk"));
-        let memory_file = File::create_new(&memory).unwrap();
+        let memory = self.memory_file(base);
+        self.save_into(machine, state, memory, Ahead::default()).await
+    }
+
+    /// A new file that holds the memory of `base`, or that of a machine that was booted.
+    pub(crate) fn memory_file(&self, base: Option<&Snapshot>) -> (PathBuf, File) {
+        let path = self.next_snapshot("memory");
+        let file = File::create_new(&path).unwrap();
         match base {
-            Some(base) => clone(&File::open(&base.memory).unwrap(), &memory_file),
-            None => memory_file.set_len(SHAPE.memory_bytes()).unwrap(),
+            Some(base) => clone(&File::open(&base.memory).unwrap(), &file),
+            None => file.set_len(SHAPE.memory_bytes()).unwrap(),
         }
+        (path, file)
+    }
+
+    /// Saves the rest of a captured machine, after what was copied `ahead`.
+    pub(crate) async fn save_into(
+        &self,
+        machine: &Machine,
+        state: &DeviceState,
+        (memory, memory_file): (PathBuf, File),
+        ahead: Ahead,
+    ) -> Snapshot {
+        let disk = self.next_snapshot("disk");
         clone(&machine.open_disk().unwrap(), &File::create_new(&disk).unwrap());
         let saving = machine.clone();
-        let save = move || saving.save_memory(&memory_file, &|| false).unwrap();
+        let save = move || saving.save_memory(&memory_file, ahead, &|| false).unwrap();
         let saved = tokio::task::spawn_blocking(save).await.unwrap();
         Snapshot { memory, disk, state: state.as_bytes().to_vec(), saved }
     }

@@ -96,6 +96,15 @@ impl Api {
         self.call(Method::POST, &path, Some(json!({ "timeout": 3600 }))).await
     }
 
+    /// Takes a snapshot of it, and deletes that.
+    pub(crate) async fn snapshot(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        let path = format!("/sandboxes/{}/snapshots", sandbox.id);
+        let answer = self.call(Method::POST, &path, Some(json!({}))).await?;
+        let id = answer.body["snapshotID"].as_str().unwrap_or_default();
+        self.call(Method::DELETE, &format!("/templates/{id}"), None).await?;
+        Ok(answer)
+    }
+
     /// Destroys it.
     pub(crate) async fn kill(&self, sandbox: &Handle) -> Result<(), ApiError> {
         self.call(Method::DELETE, &format!("/sandboxes/{}", sandbox.id), None).await.map(|_| ())

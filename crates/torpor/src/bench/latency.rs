@@ -2,7 +2,8 @@
 //!
 //! One sandbox holds random live data in a Python process, with a checksum, and works a little between the
 //! rounds. Each round pauses it, waits until the pause is durable (so that the resume is one from disk, in a fresh
-//! machine), resumes it, and asks its agent for a sign of life. A second series resumes before the pause is durable.
+//! machine), resumes it, and asks its agent for a sign of life. A second series resumes before the pause is durable. A third
+//! takes snapshots of the running sandbox, which has written 100 MB since the one before.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,13 @@ pub(crate) struct LatencyOptions {
     #[arg(long, default_value = "base")]
     pub(crate) template: String,
 }
+
+/// The server's step in which a machine that is copied stands still.
+const STOPPED: &str = "sandbox.stopped";
+
+/// Writes 100 MB that are not zeros into the guest's memory.
+const DIRTY_100_MB: &str = "head -c 5000000 /dev/urandom > /dev/shm/seed; \
+                            for i in $(seq 20); do cat /dev/shm/seed; done > /dev/shm/more; rm /dev/shm/seed";
 
 /// One operation, measured many times.
 #[derive(Debug, serde::Serialize)]
@@ -46,17 +54,20 @@ pub(crate) async fn measure(
     options: &LatencyOptions,
     mut progress: impl FnMut(&str, u32),
 ) -> Result<Vec<Series>, ApiError> {
-    let mut create = Collector::default();
+    let (mut create, mut created) = (Collector::default(), Collector::default());
     for round in 0..options.runs {
+        let asked = std::time::Instant::now();
         let (sandbox, answer) = api.create(&options.template).await?;
         create.add(&answer);
+        api.agent_health(&sandbox).await?;
+        created.waited.push(asked.elapsed().as_secs_f64() * 1e3);
         api.kill(&sandbox).await?;
         progress("create", round + 1);
     }
     let (sandbox, _) = api.create(&options.template).await?;
     let measured = rounds(api, options, &sandbox, &mut progress).await;
     api.kill(&sandbox).await?;
-    let mut all = vec![create.series("create")];
+    let mut all = vec![create.series("create"), created.series("create until the agent's first answer")];
     all.extend(measured?);
     Ok(all.into_iter().flatten().collect())
 }
@@ -91,6 +102,15 @@ async fn rounds(
         touch(api, sandbox).await?;
         progress("resume before the pause is saved", round + 1);
     }
+    let mut snapshot = Collector::default();
+    let mut stopped = Collector::default();
+    for round in 0..options.runs {
+        api.run(sandbox, DIRTY_100_MB).await?;
+        let answer = api.snapshot(sandbox).await?;
+        stopped.waited.extend(answer.steps.get(STOPPED));
+        snapshot.add(&answer);
+        progress("snapshot", round + 1);
+    }
     check(api, sandbox, &before).await?;
     Ok(vec![
         pause.series("pause"),
@@ -98,6 +118,8 @@ async fn rounds(
         resume.series("resume"),
         answer.series("resume until the agent's first answer"),
         quick_resume.series("resume before the pause is saved"),
+        snapshot.series("snapshot of a running sandbox"),
+        stopped.series("the guest stands still for a snapshot"),
     ])
 }
 

@@ -1,7 +1,8 @@
 //! Copying a sandbox that goes on running: what snapshots and forks are made of.
 //!
-//! The machine stands still while its device state is captured, its dirtied memory is copied and its disk is cloned, and
-//! goes on at once; making the copy durable follows in the background. A server that ends in between leaves a
+//! What the guest dirtied is copied while it runs, and again what it wrote meanwhile, until that is little. Then the machine
+//! stands still while its device state is captured, that little is copied and its disk is cloned, and goes on at once: how
+//! long does not depend on how much memory it has. Making the copy durable follows in the background. A server that ends in between leaves a
 //! machine that is stopped and a row that says it runs, which the next server lets go on.
 
 use torpor_machine::Machine;
@@ -11,7 +12,7 @@ use super::{Actor, Carrier, Next, Reply, answer, chain};
 use crate::lifecycle::api::LifecycleError;
 use crate::lifecycle::bases::Base;
 use crate::lifecycle::guest;
-use crate::lifecycle::save::{Copied, Keep, SaveError};
+use crate::lifecycle::save::{Copied, Copying, Keep, SaveError};
 
 const WHAT: &str = "The snapshot could not be taken; the sandbox runs on";
 
@@ -58,23 +59,44 @@ impl Actor {
         Next::Continue
     }
 
-    /// Stops the machine, copies it, and lets it go on, whatever came of the copy.
+    /// Copies what it can of the running machine, then stops it, copies the rest, and lets it go on, whatever came of the
+    /// copy.
     async fn copy(&mut self, machine: &Machine, keep: Keep) -> Result<Copied, LifecycleError> {
         let room = self.node.claim_room(machine.private_bytes())?;
         if keep == Keep::Disk {
             self.freeze(machine).await?;
         }
+        let (node, running) = (self.node.clone(), machine.clone());
+        let begun = blocking(tracing::info_span!("sandbox.copy_ahead"), move || {
+            let mut copying = Copying::begin(&node, &running, keep, room)?;
+            copying.copy_ahead(&running)?;
+            Ok(copying)
+        });
+        let copied = match begun.await {
+            Ok(copying) => self.stop_and_finish(machine, copying).await,
+            Err(error) => Err(error),
+        };
+        if keep == Keep::Disk {
+            self.thaw(machine).await;
+        }
+        machine.untrack().await;
+        copied
+    }
+
+    /// The part for which the machine stands still.
+    #[tracing::instrument(name = "sandbox.stopped", skip_all)]
+    async fn stop_and_finish(
+        &mut self,
+        machine: &Machine,
+        copying: Copying,
+    ) -> Result<Copied, LifecycleError> {
         let copied = match machine.stop_and_capture().await {
             Ok(state) => {
-                let (node, copied_machine) = (self.node.clone(), machine.clone());
-                let span = tracing::info_span!("sandbox.copy");
-                let copying = move || {
-                    span.in_scope(|| Copied::make(&node, &copied_machine, &state, keep, room, &|| false))
-                };
-                tokio::task::spawn_blocking(copying)
-                    .await
-                    .map_err(|panic| LifecycleError::Failed { what: WHAT, why: panic.to_string() })
-                    .and_then(|copied| copied.map_err(LifecycleError::from))
+                let stopped = machine.clone();
+                blocking(tracing::info_span!("sandbox.copy"), move || {
+                    copying.finish(&stopped, &state, &|| false)
+                })
+                .await
             }
             Err(error) => Err(LifecycleError::Failed { what: WHAT, why: chain(&error) }),
         };
@@ -82,9 +104,6 @@ impl Actor {
             // Its process is as good as dead; `machine_ended` hears of it when it is.
             tracing::error!(error = chain(&error), "a machine does not go on after a snapshot");
             return Err(LifecycleError::Failed { what: WHAT, why: chain(&error) });
-        }
-        if keep == Keep::Disk {
-            self.thaw(machine).await;
         }
         self.tell_time(machine);
         copied
@@ -115,6 +134,15 @@ impl Actor {
         };
         tokio::spawn(telling.in_current_span());
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    span: tracing::Span,
+    work: impl FnOnce() -> Result<T, SaveError> + Send + 'static,
+) -> Result<T, LifecycleError> {
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    done.map_err(|panic| LifecycleError::Failed { what: WHAT, why: panic.to_string() })?
+        .map_err(LifecycleError::from)
 }
 
 impl From<SaveError> for LifecycleError {
