@@ -59,13 +59,13 @@ pub(super) fn new_lifecycle_id() -> String {
 /// Writes everything to the disk of the guest and keeps it as it is until [`thaw`] or [`init`].
 #[tracing::instrument(name = "guest.freeze", skip_all)]
 pub(super) async fn freeze(connector: &Connector) -> Result<(), InitError> {
-    let freezing = post(connector, "/freeze", Vec::new());
+    let freezing = post(connector, "/freeze", || Ok(Vec::new()));
     tokio::time::timeout(FREEZE_LIMIT, freezing).await.map_err(|_| InitError::TimedOut(FREEZE_LIMIT))?
 }
 
 /// Lets the guest write to its disk again.
 pub(super) async fn thaw(connector: &Connector) -> Result<(), InitError> {
-    let thawing = post(connector, "/unfreeze", Vec::new());
+    let thawing = post(connector, "/unfreeze", || Ok(Vec::new()));
     tokio::time::timeout(FREEZE_LIMIT, thawing).await.map_err(|_| InitError::TimedOut(FREEZE_LIMIT))?
 }
 
@@ -85,7 +85,6 @@ pub(super) async fn init(
         env_vars: Some(record.env_vars.clone()),
         // The empty token: none is needed.
         access_token: Some(access_token.unwrap_or_default()),
-        timestamp: Some(jiff::Timestamp::now()),
         entropy: Some(entropy.to_vec()),
         sandbox_id: Some(id.to_string()),
         template_id: Some(record.template_id.to_string()),
@@ -93,7 +92,8 @@ pub(super) async fn init(
         ca_bundle,
         ..InitRequest::default()
     };
-    tell(connector, &request).await
+    // The time is that of the sending: a guest that boots does not listen for seconds.
+    tell(connector, || InitRequest { timestamp: Some(jiff::Timestamp::now()), ..request }).await
 }
 
 /// Tells the agent, in the same start or resume, to trust an authority.
@@ -108,11 +108,12 @@ pub(super) async fn trust(
         ca_bundle: Some(ca_bundle.to_owned()),
         ..InitRequest::default()
     };
-    tell(connector, &request).await
+    tell(connector, || request).await
 }
 
-async fn tell(connector: &Connector, request: &InitRequest) -> Result<(), InitError> {
-    let body = serde_json::to_vec(request).map_err(|e| InitError::Request(e.to_string()))?;
+/// Sends what `request` makes once the agent listens.
+async fn tell(connector: &Connector, request: impl FnOnce() -> InitRequest) -> Result<(), InitError> {
+    let body = || serde_json::to_vec(&request()).map_err(|e| InitError::Request(e.to_string()));
     tokio::time::timeout(LIMIT, post(connector, "/init", body))
         .await
         .map_err(|_| InitError::TimedOut(LIMIT))?
@@ -144,14 +145,18 @@ async fn connect(connector: &Connector) -> std::io::Result<TcpStream> {
     }
 }
 
-async fn post(connector: &Connector, path: &str, body: Vec<u8>) -> Result<(), InitError> {
+async fn post(
+    connector: &Connector,
+    path: &str,
+    body: impl FnOnce() -> Result<Vec<u8>, InitError>,
+) -> Result<(), InitError> {
     let stream = connect(connector).instrument(tracing::info_span!("guest.connect")).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = hyper::Request::post(path)
         .header("host", "agent")
         .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(Bytes::from(body()?)))
         .map_err(|e| InitError::Request(e.to_string()))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
