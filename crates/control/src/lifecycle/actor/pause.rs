@@ -145,7 +145,7 @@ impl Actor {
                     let _ = self.events.send(Event::MachineExited(id));
                     Some("its machine ended before it was saved".to_owned())
                 }
-                Some(Event::Awake { .. }) | None => None,
+                Some(Event::Awake { .. } | Event::StoodStill(_)) | None => None,
             };
             if let Some(why) = why {
                 return Err(LifecycleError::Failed { what: "The sandbox could not be resumed", why });

@@ -98,7 +98,7 @@ impl Actor {
     }
 
     /// The guest's clock stood still with it. Its streams go on, so this is no new run.
-    fn tell_time(&self, machine: &Machine) {
+    pub(super) fn tell_time(&self, machine: &Machine) {
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         let (connector, lifecycle_id) = (machine.connector(), self.lifecycle_id.clone());
         let telling = async move {
