@@ -4,7 +4,7 @@
 //! whose sandbox this is now. The agent answers 204 when all of it is in effect. `POST /freeze` makes the disk whole
 //! before it is copied without memory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -31,6 +31,11 @@ const BESIDE: Duration = Duration::from_millis(800);
 const AFTER_REFUSAL: Duration = Duration::from_millis(30);
 /// Attempts at a time.
 const MOST_ATTEMPTS: usize = 8;
+
+/// How long telling the time may take, for the guest's clock is that much behind at worst; and how often more it is told
+/// to a guest that takes longer.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
+const CLOCK_ATTEMPTS: usize = 5;
 
 /// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
 const ENTROPY_BYTES: usize = 32;
@@ -88,12 +93,31 @@ pub(super) async fn init(
         entropy: Some(entropy.to_vec()),
         sandbox_id: Some(id.to_string()),
         template_id: Some(record.template_id.to_string()),
-        lifecycle_id: Some(lifecycle_id),
+        lifecycle_id: Some(lifecycle_id.clone()),
         ca_bundle,
         ..InitRequest::default()
     };
     // The time is that of the sending: a guest that boots does not listen for seconds.
-    tell(connector, || InitRequest { timestamp: Some(jiff::Timestamp::now()), ..request }).await
+    let mut sent = Instant::now();
+    let stamped = || {
+        sent = Instant::now();
+        InitRequest { timestamp: Some(jiff::Timestamp::now()), ..request }
+    };
+    tell(connector, stamped).await?;
+    // What took long to be answered may have taken long to arrive, and set the clock back by that.
+    for _ in 0..CLOCK_ATTEMPTS {
+        if sent.elapsed() <= CLOCK_TOLERANCE {
+            break;
+        }
+        let lifecycle_id = lifecycle_id.clone();
+        let stamped = || {
+            sent = Instant::now();
+            let timestamp = Some(jiff::Timestamp::now());
+            InitRequest { lifecycle_id: Some(lifecycle_id), timestamp, ..InitRequest::default() }
+        };
+        tell(connector, stamped).await?;
+    }
+    Ok(())
 }
 
 /// Tells the agent, in the same start or resume, to trust an authority.
