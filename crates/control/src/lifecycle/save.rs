@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use torpor_machine::{DeviceState, Machine};
 use torpor_types::{SandboxId, SnapshotId, TeamId};
-use torpor_vault::{Kind, MachineFacts, ManifestDraft, Snapshot, Staging};
+use torpor_vault::{Kind, MachineFacts, ManifestDraft, Snapshot, Staging, interruption};
 
 use super::actor::{Event, chain};
 use super::launch::Note;
@@ -218,10 +218,12 @@ impl Copied {
             };
             let saved = machine.save_memory(&memory, cancelled).map_err(step("saving dirtied memory"))?;
             tracing::debug!(?saved, "memory copied");
+            interruption::step("save.1");
             staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
         }
         let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
         staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
+        interruption::step("save.2");
         let facts = note.booted.unwrap_or_else(|| base.manifest().machine.clone());
         Ok(Copied { staging, base, facts, stopped_at })
     }

@@ -227,7 +227,7 @@ impl Run {
         Ok(())
     }
 
-    async fn snapshot(&mut self, slot: usize) -> Result<(), RunError> {
+    pub(super) async fn snapshot(&mut self, slot: usize) -> Result<(), RunError> {
         if self.taken.len() >= SNAPSHOTS {
             self.delete_snapshot(0).await?;
         }

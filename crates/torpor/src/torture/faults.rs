@@ -48,7 +48,7 @@ impl Run {
         self.exercise(plan.slot, plan).await
     }
 
-    async fn restart(&mut self) -> Result<(), RunError> {
+    pub(super) async fn restart(&mut self) -> Result<(), RunError> {
         let took = self.server.start().await?;
         self.longest_start = self.longest_start.max(took);
         self.api = self.server.api()?;
@@ -141,7 +141,7 @@ impl Run {
     }
 
     /// Children that may have been made although nobody was told are nobody's.
-    async fn remove_unknown_sandboxes(&mut self, answer: Option<Answer>) -> Result<(), RunError> {
+    pub(super) async fn remove_unknown_sandboxes(&mut self, answer: Option<Answer>) -> Result<(), RunError> {
         let listed = self.listed().await?;
         for child in answer.iter().flat_map(|answer| answer.body.as_array()).flatten() {
             let id = child["sandbox"]["sandboxID"].as_str().unwrap_or_default();
@@ -156,7 +156,7 @@ impl Run {
         Ok(())
     }
 
-    async fn remove_unknown_snapshots(&mut self, answer: Option<Answer>) -> Result<(), RunError> {
+    pub(super) async fn remove_unknown_snapshots(&mut self, answer: Option<Answer>) -> Result<(), RunError> {
         let listed = self.api.call(Method::GET, "/snapshots", None).await?;
         let listed = check::expect("the list of snapshots", listed, &[200])?;
         let ids: Vec<&str> =

@@ -21,6 +21,8 @@ mod claims;
 mod deeds;
 mod draw;
 mod faults;
+#[cfg(feature = "interruptions")]
+mod interruptions;
 mod model;
 mod power_cut;
 mod report;
@@ -52,13 +54,19 @@ pub(crate) struct TortureOptions {
     seed: Option<u64>,
 
     /// Sandboxes at a time
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=90))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=90))]
     sandboxes: u32,
 
     /// Instants at which a copy of the vault's disk is made and looked at; needs vault.img on a file system that
     /// clones files
     #[arg(long, default_value_t = 0)]
     power_cuts: u32,
+
+    /// Instead of cycles, end the server at every numbered step of every operation, and write what the next one made of
+    /// it into this page
+    #[cfg(feature = "interruptions")]
+    #[arg(long, value_name = "FILE")]
+    interruptions: Option<PathBuf>,
 
     /// Say what is done in each cycle
     #[arg(long, short)]
@@ -124,6 +132,11 @@ pub(crate) async fn torture(path: &Path, options: &TortureOptions) -> Result<Out
     let filled = |there: usize| step.done(there as f64 / f64::from(options.sandboxes));
     let mut run = Run::start(seed, data_dir.clone(), count, filled).await?;
     step.ok(&format!("{count} run, seed {seed}"));
+    #[cfg(feature = "interruptions")]
+    if let Some(page) = &options.interruptions {
+        let text = run.interrupt_everywhere(page).await?;
+        return Ok(Outcome { text, nothing_found: true });
+    }
     let cuts = match options.power_cuts {
         0 => None,
         _ => Some(PowerCuts::new(&data_dir, run.claims.clone())?),

@@ -240,7 +240,7 @@ impl Run {
     }
 
     /// Snapshots of sandboxes, and snapshots that are being written or removed.
-    fn left_in_vault(&self) -> std::io::Result<Vec<String>> {
+    pub(super) fn left_in_vault(&self) -> std::io::Result<Vec<String>> {
         let mut left = Vec::new();
         for dir in ["snapshots", "staging"] {
             for entry in std::fs::read_dir(self.data_dir.vault().join(dir))? {

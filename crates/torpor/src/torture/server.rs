@@ -53,6 +53,11 @@ impl Server {
 
     /// Starts it, and waits until it answers. Says how long that took.
     pub(super) async fn start(&mut self) -> Result<Duration, ServerError> {
+        self.start_with(None).await
+    }
+
+    /// As [`Server::start`], to abort at a step if one is named.
+    pub(super) async fn start_with(&mut self, step: Option<&str>) -> Result<Duration, ServerError> {
         let begun = Instant::now();
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
         let child = Command::new(std::env::current_exe()?)
@@ -62,6 +67,7 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            .envs(step.map(|step| (torpor_vault::interruption::VARIABLE, step)))
             .kill_on_drop(true)
             .spawn()?;
         let child = self.child.insert(child);
@@ -90,6 +96,16 @@ impl Server {
             child.kill().await?;
         }
         Ok(())
+    }
+
+    /// Waits until it has aborted. False if it does not.
+    #[cfg(feature = "interruptions")]
+    pub(super) async fn aborted(&mut self) -> Result<bool, ServerError> {
+        use std::os::unix::process::ExitStatusExt;
+        let Some(child) = &mut self.child else { return Ok(false) };
+        let Ok(status) = tokio::time::timeout(STOP_LIMIT, child.wait()).await else { return Ok(false) };
+        self.child = None;
+        Ok(status?.signal() == Some(rustix::process::Signal::ABORT.as_raw()))
     }
 
     /// As a service manager would: told to end, and killed if it does not.

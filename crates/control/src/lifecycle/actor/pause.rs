@@ -5,6 +5,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use torpor_machine::Machine;
 use torpor_types::SnapshotId;
+use torpor_vault::interruption;
 
 use super::{Actor, Carrier, Event, Reply, Window, answer, chain};
 use crate::lifecycle::api::LifecycleError;
@@ -47,6 +48,7 @@ impl Actor {
         self.row.record.filesystem_only = !keep_memory;
         self.row.state = StoredState::Pausing;
         self.publish();
+        interruption::step("pause.1");
         // Stopping can be taken back, so the intent is written while the machine stops.
         let (recorded, captured) = tokio::join!(
             self.node.registry.update_sandbox(&self.row, StoredState::Running),
@@ -71,6 +73,7 @@ impl Actor {
                 });
             }
         };
+        interruption::step("pause.2");
         closed.cancel();
         if let Some(recording) = self.recording.take() {
             recording.paused();
@@ -81,6 +84,7 @@ impl Actor {
         if let Err(error) = self.record(StoredState::Pausing).await {
             tracing::error!(%error, "the pause could not be recorded");
         }
+        interruption::step("pause.3");
         let saving = self.start_saving(&machine, Some(state));
         self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
         self.publish();
@@ -164,6 +168,7 @@ impl Actor {
                 return;
             }
         };
+        interruption::step("saved.1");
         let previous = self.row.snapshot_id.replace(snapshot.clone());
         let machine_id = self.row.machine_id.take();
         if let Err(error) = self.record(StoredState::Paused).await {
@@ -175,6 +180,7 @@ impl Actor {
             self.retry_saving(SaveError::Registry(error));
             return;
         }
+        interruption::step("saved.2");
         if let Carrier::Stopped { machine, waiters, .. } =
             std::mem::replace(&mut self.carrier, Carrier::Nothing)
         {
@@ -185,6 +191,7 @@ impl Actor {
             }
         }
         self.publish();
+        interruption::step("saved.3");
         if let Some(previous) = previous {
             self.remove_snapshot(previous).await;
         }

@@ -5,6 +5,7 @@
 //! machine that is stopped and a row that says it runs, which the next server lets go on.
 
 use torpor_machine::Machine;
+use torpor_vault::interruption;
 use tracing::Instrument;
 
 use super::{Actor, Carrier, Next, Reply, answer, chain};
@@ -61,6 +62,7 @@ impl Actor {
         }
         let copied = match machine.stop_and_capture().await {
             Ok(state) => {
+                interruption::step("copy.1");
                 let (node, copied_machine) = (self.node.clone(), machine.clone());
                 let span = tracing::info_span!("sandbox.copy");
                 let copying =
@@ -77,6 +79,7 @@ impl Actor {
             tracing::error!(error = chain(&error), "a machine does not go on after a snapshot");
             return Err(LifecycleError::Failed { what: WHAT, why: chain(&error) });
         }
+        interruption::step("copy.2");
         if keep == Keep::Disk {
             self.thaw(machine).await;
         }
