@@ -1,6 +1,6 @@
 # Everything a user types first. The work is in scripts/, one readable file per command.
 
-.PHONY: help demo demo-stop test sdk-matrix schemathesis load fuzz bench build
+.PHONY: help demo demo-stop test sdk-matrix schemathesis load torture interruptions fuzz bench build
 
 help:
 	@echo 'make demo          set everything up, run the two demo programs, print what they saw, take it all away'
@@ -11,6 +11,8 @@ help:
 	@echo 'make bench         measure create, pause, resume and memory, beside gVisor and plain QEMU'
 	@echo 'make schemathesis  ask everything the OpenAPI document allows, and much it does not, 10,000 times'
 	@echo 'make load          many clients at once for MINUTES=10, then a look at what the server still holds'
+	@echo 'make torture       kill servers and machines, fill the vault, cut the power, and see whether anything is lost'
+	@echo 'make interruptions  end a server at every step of every operation, and write docs/interruption.md'
 	@echo 'make fuzz          look for input that what reads requests cannot take: SECONDS=60 for each reader'
 	@echo 'make build         the release binary only: target/release/torpor'
 
@@ -34,6 +36,13 @@ schemathesis:
 
 load:
 	@CLIENTS='$(CLIENTS)' MINUTES='$(MINUTES)' MAX_RUNNING='$(MAX_RUNNING)' scripts/load
+
+torture:
+	@CYCLES='$(CYCLES)' SEED='$(SEED)' POWER_CUTS='$(POWER_CUTS)' SANDBOXES='$(SANDBOXES)' VERBOSE='$(VERBOSE)' \
+		REPORT='$(REPORT)' scripts/torture
+
+interruptions:
+	@scripts/interruptions
 
 fuzz:
 	@FUZZ_SECONDS='$(SECONDS)' FUZZ_TARGETS='$(TARGETS)' FUZZ_KEEP='$(KEEP)' scripts/fuzz

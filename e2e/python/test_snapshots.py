@@ -1,5 +1,7 @@
 """Snapshots, forks, and pauses that keep the disk alone."""
 
+import time
+
 import pytest
 from e2b import Sandbox
 from e2b.exceptions import NotFoundException, SandboxException
@@ -128,6 +130,10 @@ def test_a_pause_without_memory_keeps_files_and_boots(sandboxes):
     assert again.commands.run(boot).stdout != booted
     assert again.commands.run("whoami; pwd").stdout == "user\n/home/user\n"
     assert running.pid not in [process.pid for process in again.commands.list()]
+    # Booting takes seconds; the guest is told the time of when it listens.
+    before = time.time()
+    guest = float(again.commands.run("date +%s.%N").stdout)
+    assert before - 1 <= guest <= time.time() + 1
 
     # What was booted is paused with memory as anything else is.
     kept = again.commands.run("sleep 1000", background=True)

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, watch};
 use torpor_network::{Connector, Namespace};
 use torpor_types::{MachineId, Shape};
 
@@ -16,7 +17,13 @@ use crate::logs;
 use crate::machines::Live;
 use crate::record::{Record, replace};
 use crate::save::{self, SavedMemory};
-use crate::vmm::Vm;
+use crate::vmm::{RunState, Vm};
+
+/// How long a guest that found no space for its writes waits before they are tried again.
+const RETRY_WRITES_AFTER: Duration = Duration::from_secs(1);
+
+/// How soon writes that are tried again, and find no space again, stop the guest again.
+const WRITES_FAIL_WITHIN: Duration = Duration::from_millis(100);
 
 /// A machine that carries a guest. Cheap to clone; dropping it leaves the machine as it is.
 #[derive(Debug, Clone)]
@@ -62,6 +69,8 @@ struct Inner {
     /// Held shared while the stopped guest is copied, and alone to stop it or to let it go on.
     stopped: RwLock<()>,
     runs: AtomicBool,
+    /// Counts the times it went on after it stood still for want of space.
+    stood_still: watch::Sender<u64>,
     live: Weak<Live>,
 }
 
@@ -77,7 +86,18 @@ impl Machine {
         live: Weak<Live>,
     ) -> Self {
         let (record, stopped, runs) = (Mutex::new(record), RwLock::new(()), AtomicBool::new(runs));
-        Self(Arc::new(Inner { berth, vm, process, record, stopped, runs, live }))
+        let machine = Self(Arc::new(Inner {
+            berth,
+            vm,
+            process,
+            record,
+            stopped,
+            runs,
+            stood_still: watch::Sender::new(0),
+            live,
+        }));
+        machine.go_on_when_there_is_space();
+        machine
     }
 
     /// Its id.
@@ -136,6 +156,43 @@ impl Machine {
         let _ = fs::remove_file(self.0.berth.site.state_path());
         self.0.runs.store(true, Ordering::Release);
         Ok(self.0.vm.cont().await?)
+    }
+
+    /// A guest that writes to its disk when the file system under it is full is stopped, and its write kept. Nobody asked
+    /// for that stop, so it is tried again until there is space.
+    fn go_on_when_there_is_space(&self) {
+        let (weak, mut out_of_space) = (self.downgrade(), self.0.vm.out_of_space());
+        tokio::spawn(async move {
+            while out_of_space.changed().await.is_ok() {
+                tokio::time::sleep(RETRY_WRITES_AFTER).await;
+                let Some(machine) = weak.upgrade() else { return };
+                machine.retry_writes().await;
+            }
+        });
+    }
+
+    async fn retry_writes(&self) {
+        let alone = self.0.stopped.write().await;
+        // If it was stopped on purpose meanwhile, its writes are tried again when it goes on.
+        if !self.runs() {
+            return;
+        }
+        tracing::warn!(machine = %self.id(), "a guest stands still: there is no space for what it writes to its disk");
+        if let Err(error) = self.0.vm.cont().await {
+            tracing::error!(machine = %self.id(), %error, "a guest that found no space for its writes does not go on");
+            return;
+        }
+        drop(alone);
+        tokio::time::sleep(WRITES_FAIL_WITHIN).await;
+        if self.runs() && matches!(self.0.vm.run_state().await, Ok(RunState::Running)) {
+            self.0.stood_still.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes each time the guest goes on after it stood still because there was no space for its writes: its clock is
+    /// behind then.
+    pub fn stood_still(&self) -> watch::Receiver<u64> {
+        self.0.stood_still.subscribe()
     }
 
     /// Stops the guest and reads its device state. Memory and disk stand still from then on, until [`Machine::cont`].

@@ -8,6 +8,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use torpor_network::Namespace;
 use torpor_types::Shape;
 
@@ -149,4 +150,8 @@ pub trait Vm: std::fmt::Debug + Send + Sync {
 
     /// Lets the guest go on.
     async fn cont(&self) -> Result<(), VmmError>;
+
+    /// Changes each time the guest was stopped because there is no space for what it writes to its disk. What it wrote is
+    /// kept, and written when it goes on. Ends with the connection.
+    fn out_of_space(&self) -> watch::Receiver<u64>;
 }

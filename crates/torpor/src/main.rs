@@ -16,6 +16,7 @@ mod settings;
 mod setup;
 mod teardown;
 mod tls;
+mod torture;
 mod up;
 mod vault;
 
@@ -104,6 +105,11 @@ enum Command {
         #[command(subcommand)]
         command: bench::BenchCommand,
     },
+    /// Kill servers, machines and connections, fill the vault, cut the power, and see whether anything is ever lost
+    Torture {
+        #[command(flatten)]
+        options: torture::TortureOptions,
+    },
     /// End every machine and unmount the vault; what is paused stays, what runs is lost
     Teardown {
         #[command(flatten)]
@@ -159,6 +165,12 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
             let result = bench::run(&command, &url, &key, &run_dir, json, told).await?;
             step.ok("done");
             println!("{result}");
+        }
+        Command::Torture { options } => {
+            start_logging(&Settings::default(), "warn")?;
+            let outcome = torture::torture(path, &options).await?;
+            println!("{}", outcome.text);
+            return Ok(if outcome.nothing_found { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Teardown { settings } => {
             let data_dir = existing(path)?;

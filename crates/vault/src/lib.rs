@@ -27,6 +27,7 @@
 mod error;
 mod extents;
 mod files;
+pub mod interruption;
 mod manifest;
 mod mounts;
 pub mod place;

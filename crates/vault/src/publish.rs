@@ -13,6 +13,7 @@ use std::time::Instant;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::files::{seal, sync_dir, write_durably};
+use crate::interruption;
 use crate::manifest::FORMAT;
 use crate::snapshot::{DISK, DISK_SUMS, Image, MANIFEST, MEMORY, MEMORY_SUMS, STATE};
 use crate::sums::Sums;
@@ -95,6 +96,7 @@ pub(crate) fn publish(
     let (memory, disk) = (memory?, disk?);
     let state = has(STATE).then(|| seal_state(&dir.join(STATE))).transpose()?;
     after(Step::ImagesDurable)?;
+    interruption::step("publish.1");
 
     let manifest = Manifest {
         format: FORMAT,
@@ -112,8 +114,10 @@ pub(crate) fn publish(
     let json = manifest.to_json().map_err(|error| StageError::io("writing", &path)(error.into()))?;
     write_durably(&path, &json).map_err(StageError::io("writing", &path))?;
     after(Step::ManifestDurable)?;
+    interruption::step("publish.2");
     sync_dir(dir).map_err(StageError::io("flushing", dir))?;
     after(Step::DirectoryDurable)?;
+    interruption::step("publish.3");
 
     let snapshots = staging.vault.snapshots_dir();
     let published = staging.vault.snapshot_dir(&staging.id);
@@ -122,6 +126,7 @@ pub(crate) fn publish(
         Err(rustix::io::Errno::EXIST) => return Err(StageError::Exists(staging.id.clone()).into()),
         Err(error) => return Err(StageError::io("publishing", dir)(error.into()).into()),
     }
+    interruption::step("publish.4");
     let durable = after(Step::Renamed).and_then(|()| {
         sync_dir(&snapshots).map_err(StageError::io("flushing", &snapshots))?;
         after(Step::RenameDurable)
@@ -133,6 +138,7 @@ pub(crate) fn publish(
         }
         return Err(error.into());
     }
+    interruption::step("publish.5");
     tracing::debug!(snapshot = %staging.id, ms = begun.elapsed().as_secs_f64() * 1e3, "published");
     Ok(Snapshot::new(published, manifest))
 }

@@ -11,7 +11,7 @@ use crate::mounts::mount_of;
 use crate::room::Rooms;
 use crate::{
     Claim, Limits, ListError, NoRoom, OpenError, ReadError, RemoveError, Room, Snapshot, StageError, Staging,
-    Verified, VerifyError, verify, version,
+    Verified, VerifyError, interruption, verify, version,
 };
 
 /// How much of a vault is kept free unless configured otherwise, in bytes.
@@ -150,8 +150,10 @@ impl Vault {
             }
             Err(error) => return Err(io(&dir)(error)),
         }
+        interruption::step("remove.1");
         let snapshots = self.snapshots_dir();
         sync_dir(&snapshots).map_err(io(&snapshots))?;
+        interruption::step("remove.2");
         std::fs::remove_dir_all(&aside).map_err(io(&aside))
     }
 

@@ -97,6 +97,8 @@ pub(super) enum Operation {
 pub(super) enum Event {
     /// A machine's process ended without our doing.
     MachineExited(MachineId),
+    /// A guest went on that stood still although nobody stopped it.
+    StoodStill(MachineId),
     /// The agent of a machine that was let run knows who it is, or does not answer; `epoch` tells of which run.
     Awake { epoch: u64, result: Result<(), InitError> },
     /// A save ended; `epoch` tells whether it is still wanted.
@@ -319,6 +321,14 @@ impl Actor {
     async fn react(&mut self, event: Event) -> Next {
         match event {
             Event::MachineExited(id) => self.machine_ended(&id, None).await,
+            Event::StoodStill(id) => {
+                if let Carrier::Running { machine, awake: true, .. } = &self.carrier
+                    && *machine.id() == id
+                {
+                    self.tell_time(&machine.clone());
+                }
+                Next::Continue
+            }
             Event::Awake { epoch, result } => self.woken(epoch, result).await,
             Event::Saved { epoch, result } => {
                 self.saved(epoch, result).await;
@@ -379,11 +389,25 @@ impl Actor {
     }
 
     fn watch_exit(&self, machine: &Machine) {
+        self.watch_still_stand(machine);
         let (machine, events) = (machine.clone(), self.events.clone());
         tokio::spawn(async move {
             machine.exited().await;
             // The actor may be gone, and the machine with it.
             let _ = events.send(Event::MachineExited(machine.id().clone()));
+        });
+    }
+
+    fn watch_still_stand(&self, machine: &Machine) {
+        let (mut stood_still, id, events) =
+            (machine.stood_still(), machine.id().clone(), self.events.clone());
+        tokio::spawn(async move {
+            // Ends with the machine, or with the actor.
+            while stood_still.changed().await.is_ok() {
+                if events.send(Event::StoodStill(id.clone())).is_err() {
+                    return;
+                }
+            }
         });
     }
 }

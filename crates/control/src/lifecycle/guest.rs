@@ -4,7 +4,7 @@
 //! whose sandbox this is now. The agent answers 204 when all of it is in effect. `POST /freeze` makes the disk whole
 //! before it is copied without memory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -31,6 +31,11 @@ const BESIDE: Duration = Duration::from_millis(800);
 const AFTER_REFUSAL: Duration = Duration::from_millis(30);
 /// Attempts at a time.
 const MOST_ATTEMPTS: usize = 8;
+
+/// How long telling the time may take, for the guest's clock is that much behind at worst; and how often more it is told
+/// to a guest that takes longer.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
+const CLOCK_ATTEMPTS: usize = 5;
 
 /// Bytes of entropy a guest gets, as many as its random number generator is keyed with.
 const ENTROPY_BYTES: usize = 32;
@@ -59,13 +64,13 @@ pub(super) fn new_lifecycle_id() -> String {
 /// Writes everything to the disk of the guest and keeps it as it is until [`thaw`] or [`init`].
 #[tracing::instrument(name = "guest.freeze", skip_all)]
 pub(super) async fn freeze(connector: &Connector) -> Result<(), InitError> {
-    let freezing = post(connector, "/freeze", Vec::new());
+    let freezing = post(connector, "/freeze", || Ok(Vec::new()));
     tokio::time::timeout(FREEZE_LIMIT, freezing).await.map_err(|_| InitError::TimedOut(FREEZE_LIMIT))?
 }
 
 /// Lets the guest write to its disk again.
 pub(super) async fn thaw(connector: &Connector) -> Result<(), InitError> {
-    let thawing = post(connector, "/unfreeze", Vec::new());
+    let thawing = post(connector, "/unfreeze", || Ok(Vec::new()));
     tokio::time::timeout(FREEZE_LIMIT, thawing).await.map_err(|_| InitError::TimedOut(FREEZE_LIMIT))?
 }
 
@@ -85,15 +90,34 @@ pub(super) async fn init(
         env_vars: Some(record.env_vars.clone()),
         // The empty token: none is needed.
         access_token: Some(access_token.unwrap_or_default()),
-        timestamp: Some(jiff::Timestamp::now()),
         entropy: Some(entropy.to_vec()),
         sandbox_id: Some(id.to_string()),
         template_id: Some(record.template_id.to_string()),
-        lifecycle_id: Some(lifecycle_id),
+        lifecycle_id: Some(lifecycle_id.clone()),
         ca_bundle,
         ..InitRequest::default()
     };
-    tell(connector, &request).await
+    // The time is that of the sending: a guest that boots does not listen for seconds.
+    let mut sent = Instant::now();
+    let stamped = || {
+        sent = Instant::now();
+        InitRequest { timestamp: Some(jiff::Timestamp::now()), ..request }
+    };
+    tell(connector, stamped).await?;
+    // What took long to be answered may have taken long to arrive, and set the clock back by that.
+    for _ in 0..CLOCK_ATTEMPTS {
+        if sent.elapsed() <= CLOCK_TOLERANCE {
+            break;
+        }
+        let lifecycle_id = lifecycle_id.clone();
+        let stamped = || {
+            sent = Instant::now();
+            let timestamp = Some(jiff::Timestamp::now());
+            InitRequest { lifecycle_id: Some(lifecycle_id), timestamp, ..InitRequest::default() }
+        };
+        tell(connector, stamped).await?;
+    }
+    Ok(())
 }
 
 /// Tells the agent, in the same start or resume, to trust an authority.
@@ -108,11 +132,12 @@ pub(super) async fn trust(
         ca_bundle: Some(ca_bundle.to_owned()),
         ..InitRequest::default()
     };
-    tell(connector, &request).await
+    tell(connector, || request).await
 }
 
-async fn tell(connector: &Connector, request: &InitRequest) -> Result<(), InitError> {
-    let body = serde_json::to_vec(request).map_err(|e| InitError::Request(e.to_string()))?;
+/// Sends what `request` makes once the agent listens.
+async fn tell(connector: &Connector, request: impl FnOnce() -> InitRequest) -> Result<(), InitError> {
+    let body = || serde_json::to_vec(&request()).map_err(|e| InitError::Request(e.to_string()));
     tokio::time::timeout(LIMIT, post(connector, "/init", body))
         .await
         .map_err(|_| InitError::TimedOut(LIMIT))?
@@ -144,14 +169,18 @@ async fn connect(connector: &Connector) -> std::io::Result<TcpStream> {
     }
 }
 
-async fn post(connector: &Connector, path: &str, body: Vec<u8>) -> Result<(), InitError> {
+async fn post(
+    connector: &Connector,
+    path: &str,
+    body: impl FnOnce() -> Result<Vec<u8>, InitError>,
+) -> Result<(), InitError> {
     let stream = connect(connector).instrument(tracing::info_span!("guest.connect")).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = hyper::Request::post(path)
         .header("host", "agent")
         .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(Bytes::from(body()?)))
         .map_err(|e| InitError::Request(e.to_string()))?;
     let response = sender.send_request(request).await?;
     let status = response.status();

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use torpor_machine::{LoadSource, Machine};
 use torpor_types::{SandboxId, SnapshotId};
-use torpor_vault::{MachineFacts, Snapshot};
+use torpor_vault::{MachineFacts, Snapshot, interruption};
 
 use super::actor::chain;
 use super::api::LifecycleError;
@@ -65,6 +65,7 @@ pub(super) async fn launch(
     row: &SandboxRow,
     snapshot: &SnapshotId,
 ) -> Result<Launched, LaunchError> {
+    interruption::step("launch.1");
     // Held from before it is opened, so that it cannot go meanwhile.
     let base = node.bases.hold(snapshot);
     let (vault, id) = (node.vault.clone(), snapshot.clone());
@@ -74,6 +75,7 @@ pub(super) async fn launch(
         true => boot(node, row, snapshot).await?,
         false => resume(node, row, snapshot).await?,
     };
+    interruption::step("launch.2");
     match let_run(node, row, &machine).await {
         Ok(()) => Ok(Launched { machine, base }),
         Err(error) => {

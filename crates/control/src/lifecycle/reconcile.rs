@@ -5,7 +5,8 @@
 //! | database says | machine lives, running | machine lives, stopped | no machine |
 //! |---|---|---|---|
 //! | creating | destroyed, nobody was told of it | destroyed | forgotten |
-//! | running, resuming | running | running again (`cont`) | its last durable pause, else lost |
+//! | running | running | running again (`cont`) | its last durable pause, else lost |
+//! | resuming | destroyed; paused, as before | destroyed; paused, as before | paused |
 //! | pausing | running | running again (`cont`) | its last durable pause, else lost |
 //! | paused | stopped and saved | saved | paused |
 //! | killing | destroyed | destroyed | destroyed |
@@ -124,21 +125,24 @@ async fn settle(
             let saving = Saving::idle();
             Carrier::Stopped { machine, saving, waiters: Vec::new() }
         }
-        (StoredState::Running | StoredState::Pausing | StoredState::Resuming, Some(machine)) => {
-            match machine.cont().await {
-                Ok(()) => {
-                    row.state = StoredState::Running;
-                    row.record.filesystem_only = false;
-                    row.machine_id = Some(machine.id().clone());
-                    Carrier::running(machine)
-                }
-                Err(error) => {
-                    tracing::error!(sandbox = %row.id, error = %chain(&error), "a machine that was left cannot go on");
-                    machine.destroy().await;
-                    Carrier::Nothing
-                }
-            }
+        // Nobody was told that it runs, and the row has the deadline of before the pause: let run, it would be killed by that.
+        (StoredState::Resuming, Some(machine)) => {
+            machine.destroy().await;
+            Carrier::Nothing
         }
+        (StoredState::Running | StoredState::Pausing, Some(machine)) => match machine.cont().await {
+            Ok(()) => {
+                row.state = StoredState::Running;
+                row.record.filesystem_only = false;
+                row.machine_id = Some(machine.id().clone());
+                Carrier::running(machine)
+            }
+            Err(error) => {
+                tracing::error!(sandbox = %row.id, error = %chain(&error), "a machine that was left cannot go on");
+                machine.destroy().await;
+                Carrier::Nothing
+            }
+        },
         (_, None) => Carrier::Nothing,
     };
     if let Carrier::Nothing = carrier {

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use torpor_machine::{Ahead, DeviceState, Machine};
 use torpor_types::{SandboxId, SnapshotId, TeamId};
-use torpor_vault::{Claim, Kind, MachineFacts, ManifestDraft, Snapshot, Staging};
+use torpor_vault::{Claim, Kind, MachineFacts, ManifestDraft, Snapshot, Staging, interruption};
 
 use super::actor::{Event, chain};
 use super::launch::Note;
@@ -263,10 +263,12 @@ impl Copying {
             let saved =
                 machine.save_memory(&memory, ahead, cancelled).map_err(step("saving dirtied memory"))?;
             tracing::debug!(?saved, "memory copied");
+            interruption::step("save.1");
             staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;
         }
         let disk = machine.open_disk().map_err(step("opening the machine's disk"))?;
         staging.clone_disk(&disk).map_err(step("cloning the disk"))?;
+        interruption::step("save.2");
         Ok(Copied { staging, base, facts, stopped_at, _room: room })
     }
 }

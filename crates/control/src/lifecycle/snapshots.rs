@@ -7,6 +7,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use serde_json::json;
 use torpor_types::{SandboxId, TeamId, TemplateId};
+use torpor_vault::interruption;
 
 use super::actor::{self, Operation};
 use super::api::{LifecycleError, SandboxView, SnapshotView};
@@ -62,11 +63,13 @@ impl Sandboxes {
         let keep = if keep_memory { Keep::Everything } else { Keep::Disk };
         let subject = json!({ "snapshot": row });
         let base = self.ask(team, id, |reply| Operation::Snapshot { keep, subject, reply }).await?;
+        interruption::step("snapshot.1");
         row.snapshot_id = Some(base.id().clone());
         if let Err(error) = node.registry.put_snapshot(&row).await {
             node.bases.release(base.id().clone()).await;
             return Err(error.into());
         }
+        interruption::step("snapshot.2");
         if let Some(replaced) = before.and_then(|before| before.snapshot_id) {
             node.bases.release(replaced).await;
         }
@@ -142,6 +145,7 @@ impl Sandboxes {
         if let Some(snapshot) = row.snapshot_id {
             node.bases.release(snapshot).await;
         }
+        interruption::step("delete.1");
         Ok(node.registry.delete_snapshot(&row.id).await?)
     }
 
@@ -171,6 +175,7 @@ impl Sandboxes {
             LifecycleError::Paused(id) => LifecycleError::NotRunning(id),
             other => other,
         })?;
+        interruption::step("fork.1");
         let children = futures::stream::iter(0..count).map(|_| {
             actor::start(
                 node,
@@ -183,6 +188,7 @@ impl Sandboxes {
             )
         });
         let children = children.buffered(CHILDREN_AT_ONCE).collect::<Vec<_>>().await;
+        interruption::step("fork.2");
         // From here on it lives as long as children stand on it.
         node.bases.release(base.id().clone()).await;
         drop(base);

@@ -14,6 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 use super::qmp::Qmp;
 use super::ram::RamSocket;
@@ -192,5 +193,9 @@ impl Vm for QemuVm {
             .execute_within("letting the guest go on", STATE_LIMIT, "cont", json!({}), None)
             .await
             .map(drop)
+    }
+
+    fn out_of_space(&self) -> watch::Receiver<u64> {
+        self.qmp.out_of_space()
     }
 }

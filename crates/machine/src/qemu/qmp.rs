@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::process::io_error;
 use crate::vmm::VmmError;
@@ -27,6 +27,7 @@ pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Qmp {
     exchange: Mutex<Exchange>,
     log: PathBuf,
+    out_of_space: watch::Receiver<u64>,
 }
 
 #[derive(Debug)]
@@ -76,9 +77,10 @@ impl Qmp {
         let (read, write) = stream.into_split();
         let (sender, incoming) = mpsc::unbounded_channel();
         // Events must be read even while nobody asks, or they would pile up in QEMU. Ends with the connection.
-        tokio::spawn(read_messages(read, sender));
+        let (stops, out_of_space) = watch::channel(0);
+        tokio::spawn(read_messages(read, sender, stops));
         let exchange = Exchange { write, incoming, migrations: VecDeque::new(), last_id: 0 };
-        let qmp = Self { exchange: Mutex::new(exchange), log };
+        let qmp = Self { exchange: Mutex::new(exchange), log, out_of_space };
         qmp.execute_within("waiting for QEMU", Duration::from_secs(60), "qmp_capabilities", json!({}), None)
             .await?;
         Ok(qmp)
@@ -145,6 +147,11 @@ impl Qmp {
                 Err(VmmError::Refused { doing, why: why.to_owned() })
             }
         }
+    }
+
+    /// Changes each time QEMU stopped the guest because a write found no space.
+    pub(super) fn out_of_space(&self) -> watch::Receiver<u64> {
+        self.out_of_space.clone()
     }
 
     /// What an error of the connection means: mostly that the process has ended.
@@ -221,7 +228,11 @@ impl Exchange {
     }
 }
 
-async fn read_messages(read: OwnedReadHalf, sender: mpsc::UnboundedSender<Message>) {
+async fn read_messages(
+    read: OwnedReadHalf,
+    sender: mpsc::UnboundedSender<Message>,
+    stops: watch::Sender<u64>,
+) {
     let mut lines = BufReader::new(read).lines();
     loop {
         let line = tokio::select! {
@@ -241,6 +252,9 @@ async fn read_messages(read: OwnedReadHalf, sender: mpsc::UnboundedSender<Messag
         let keep = match &message {
             Message::Event { event, data } => {
                 tracing::debug!(event, %data, "QEMU event");
+                if event == "BLOCK_IO_ERROR" && data["action"] == "stop" {
+                    stops.send_modify(|count| *count += 1);
+                }
                 event == "MIGRATION"
             }
             Message::Done { .. } | Message::Failed { .. } => true,

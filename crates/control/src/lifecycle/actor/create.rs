@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use torpor_types::{SandboxId, SnapshotId, TeamId};
+use torpor_vault::interruption;
 
 use super::{Actor, Carrier};
 use crate::lifecycle::api::{CreateSandbox, LifecycleError, OnTimeout};
@@ -87,6 +88,7 @@ pub(in crate::lifecycle) async fn start(
             return Err(launched.err().map_or(LifecycleError::ShuttingDown, LifecycleError::from));
         }
     };
+    interruption::step("create.1");
     let mut running = row;
     running.state = StoredState::Running;
     running.machine_id = Some(machine.id().clone());
@@ -96,5 +98,6 @@ pub(in crate::lifecycle) async fn start(
         machine.destroy().await;
         return Err(error.into());
     }
+    interruption::step("create.2");
     Ok(Actor::spawn(node.clone(), entries.clone(), running, Carrier::running(machine), Some(base)))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use torpor_envd_api::telemetry::LogLevel;
 use torpor_types::MachineId;
+use torpor_vault::interruption;
 
 use super::{Actor, Carrier, Next, answer};
 use crate::lifecycle::api::LifecycleError;
@@ -158,6 +159,7 @@ impl Actor {
             return Err(error.into());
         }
         self.publish();
+        interruption::step("kill.1");
         self.discard().await;
         Ok(())
     }
@@ -185,16 +187,19 @@ impl Actor {
                 drop(waiters);
             }
         }
+        interruption::step("kill.2");
         self.remove_saves_under_way().await;
         self.base = None;
         if let Some(snapshot) = self.row.snapshot_id.take() {
             self.remove_snapshot(snapshot).await;
         }
+        interruption::step("kill.3");
         self.node.telemetry.remove(&self.row.id).await;
         // The row goes last: a snapshot without a row is taken for one whose row was lost, and kept.
         if let Err(error) = self.node.registry.delete_sandbox(&self.row.id).await {
             tracing::error!(%error, "a destroyed sandbox stays in the database until the next start");
         }
+        interruption::step("kill.4");
         self.status.send_modify(|status| {
             status.gone = true;
             status.route = None;

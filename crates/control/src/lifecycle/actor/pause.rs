@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use torpor_envd_api::telemetry::LogLevel;
 use torpor_machine::{DeviceState, Machine};
 use torpor_types::SnapshotId;
-use torpor_vault::Claim;
+use torpor_vault::{Claim, interruption};
 
 use super::{Actor, Carrier, Event, Reply, Window, answer, chain};
 use crate::lifecycle::api::LifecycleError;
@@ -50,6 +50,7 @@ impl Actor {
         self.row.record.filesystem_only = !keep_memory;
         self.row.state = StoredState::Pausing;
         self.publish();
+        interruption::step("pause.1");
         // Stopping can be taken back, so the intent is written while the machine stops.
         let (recorded, captured) = tokio::join!(
             self.node.registry.update_sandbox(&self.row, StoredState::Running),
@@ -74,6 +75,7 @@ impl Actor {
                 });
             }
         };
+        interruption::step("pause.2");
         closed.cancel();
         if let Some(recording) = self.recording.take() {
             recording.paused();
@@ -84,6 +86,7 @@ impl Actor {
         if let Err(error) = self.record(StoredState::Pausing).await {
             tracing::error!(%error, "the pause could not be recorded");
         }
+        interruption::step("pause.3");
         let saving = self.start_saving(&machine, Some((state, room)));
         self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
         self.publish();
@@ -148,7 +151,7 @@ impl Actor {
                     let _ = self.events.send(Event::MachineExited(id));
                     Some("its machine ended before it was saved".to_owned())
                 }
-                Some(Event::Awake { .. }) | None => None,
+                Some(Event::Awake { .. } | Event::StoodStill(_)) | None => None,
             };
             if let Some(why) = why {
                 return Err(LifecycleError::Failed { what: "The sandbox could not be resumed", why });
@@ -167,6 +170,7 @@ impl Actor {
                 return;
             }
         };
+        interruption::step("saved.1");
         let previous = self.row.snapshot_id.replace(snapshot.clone());
         let machine_id = self.row.machine_id.take();
         if let Err(error) = self.record(StoredState::Paused).await {
@@ -178,6 +182,7 @@ impl Actor {
             self.retry_saving(SaveError::Registry(error));
             return;
         }
+        interruption::step("saved.2");
         if let Carrier::Stopped { machine, waiters, .. } =
             std::mem::replace(&mut self.carrier, Carrier::Nothing)
         {
@@ -189,6 +194,7 @@ impl Actor {
         }
         self.publish();
         self.tell_durable(&snapshot);
+        interruption::step("saved.3");
         if let Some(previous) = previous {
             self.remove_snapshot(previous).await;
         }

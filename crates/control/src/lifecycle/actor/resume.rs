@@ -5,6 +5,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use torpor_machine::Machine;
 use torpor_types::SnapshotId;
+use torpor_vault::interruption;
 use tracing::Instrument;
 
 use super::{Actor, Carrier, Event, Next, Window, answer, chain};
@@ -146,6 +147,7 @@ impl Actor {
                 return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
             }
         };
+        interruption::step("resume.1");
         let before = self.row.state;
         running.machine_id = Some(machine.id().clone());
         running.record.started_at = Timestamp::now();
@@ -157,6 +159,7 @@ impl Actor {
         if let Err(error) = self.record(before).await {
             tracing::error!(%error, "the resume could not be recorded");
         }
+        interruption::step("resume.2");
         self.publish();
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! machine that is stopped and a row that says it runs, which the next server lets go on.
 
 use torpor_machine::Machine;
+use torpor_vault::interruption;
 use tracing::Instrument;
 
 use super::{Actor, Carrier, Next, Reply, answer, chain};
@@ -92,6 +93,7 @@ impl Actor {
     ) -> Result<Copied, LifecycleError> {
         let copied = match machine.stop_and_capture().await {
             Ok(state) => {
+                interruption::step("copy.1");
                 let stopped = machine.clone();
                 blocking(tracing::info_span!("sandbox.copy"), move || {
                     copying.finish(&stopped, &state, &|| false)
@@ -105,6 +107,7 @@ impl Actor {
             tracing::error!(error = chain(&error), "a machine does not go on after a snapshot");
             return Err(LifecycleError::Failed { what: WHAT, why: chain(&error) });
         }
+        interruption::step("copy.2");
         self.tell_time(machine);
         copied
     }
@@ -123,7 +126,7 @@ impl Actor {
     }
 
     /// The guest's clock stood still with it. Its streams go on, so this is no new run.
-    fn tell_time(&self, machine: &Machine) {
+    pub(super) fn tell_time(&self, machine: &Machine) {
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         let (connector, lifecycle_id) = (machine.connector(), self.lifecycle_id.clone());
         let telling = async move {
