@@ -93,6 +93,7 @@ fn build(workspace: &Path, target: &Path, package: &str, flags: &str, file: &str
     cargo.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     // Small code is quick code where every instruction is translated before it runs for the first time.
     cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
+    cargo.env("CARGO_PROFILE_RELEASE_LTO", "fat");
     cargo.args(["build", "--release", "--locked", "--target", GUEST_TARGET, "--package", package]);
     cargo.arg("--target-dir").arg(target);
     let output = cargo.output().map_err(|error| format!("cannot run cargo for {package}: {error}"))?;
