@@ -3,12 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_socks::tcp::Socks5Stream;
 use torpor_network::{NamespaceSockets, Reach};
 use torpor_types::{DomainName, EgressProxy, ProxyAddress};
 
 use crate::error::DialError;
+use crate::leaving::{Leaving, encrypt};
 use crate::resolve::Resolver;
 
 /// How long making one connection may take, in all.
@@ -22,6 +24,8 @@ pub(crate) struct Dialer {
     pub(crate) sockets: NamespaceSockets,
     pub(crate) resolver: Resolver,
     pub(crate) reach: Reach,
+    /// Whom a proxy in TLS is believed to be by.
+    pub(crate) trust: ClientConfig,
 }
 
 /// Where to.
@@ -42,12 +46,13 @@ impl Dialer {
         proxy: Option<&EgressProxy>,
         target: Target<'_>,
         may_reach: impl Fn(Ipv4Addr) -> bool,
-    ) -> Result<TcpStream, DialError> {
+    ) -> Result<Leaving, DialError> {
         let dialing = async {
             match (proxy, target) {
-                (None, Target::Address(address)) => self.connect(address).await,
+                (None, Target::Address(address)) => self.connect(address).await.map(Leaving::Plain),
                 (None, Target::Name { name, port, preferred }) => {
-                    self.connect_to_any(&self.resolve(name, preferred, may_reach).await?, port).await
+                    let addresses = self.resolve(name, preferred, may_reach).await?;
+                    self.connect_to_any(&addresses, port).await.map(Leaving::Plain)
                 }
                 (Some(proxy), Target::Address(address)) => {
                     // What is out of reach stays so: the proxy may be inside of the operator's network.
@@ -99,13 +104,17 @@ impl Dialer {
         &self,
         proxy: &EgressProxy,
         target: impl tokio_socks::IntoTargetAddr<'t>,
-    ) -> Result<TcpStream, DialError> {
+    ) -> Result<Leaving, DialError> {
         let stream = match &proxy.address {
             ProxyAddress::Address(address, port) => self.connect(SocketAddrV4::new(*address, *port)).await?,
             ProxyAddress::Name(name, port) => {
                 let addresses = self.resolve(name, Ipv4Addr::UNSPECIFIED, |_| true).await?;
                 self.connect_to_any(&addresses, *port).await?
             }
+        };
+        let stream = match &proxy.tls {
+            Some(tls) => encrypt(stream, proxy, tls, &self.trust).await?,
+            None => Leaving::Plain(stream),
         };
         let tunnel = match (&proxy.username, &proxy.password) {
             (Some(username), password) => {

@@ -40,6 +40,11 @@ pub enum ApplyError {
     Rules(#[from] torpor_network::EgressError),
 }
 
+/// Certificates of authorities cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("certificates of authorities have to be PEM: {0}")]
+pub struct CertificatesError(pub(crate) String);
+
 /// A name cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
@@ -64,6 +69,8 @@ pub(crate) enum DialError {
     Connect(#[from] io::Error),
     #[error("no connection within {} s", crate::dial::DIAL_LIMIT.as_secs())]
     TimedOut,
+    #[error("TLS with the SOCKS5 proxy failed: {0}")]
+    ProxyTls(#[source] io::Error),
     #[error("the SOCKS5 proxy refused: {0}")]
     Proxy(#[from] tokio_socks::Error),
 }

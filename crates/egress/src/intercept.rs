@@ -10,13 +10,13 @@ use rustls::server::Acceptor;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 use torpor_types::DomainName;
 
 use crate::authority::Authority;
 use crate::error::Refusal;
 use crate::headers::Protocol;
+use crate::leaving::Leaving;
 
 const H2: &[u8] = b"h2";
 const HTTP_1_1: &[u8] = b"http/1.1";
@@ -24,7 +24,7 @@ const HTTP_1_1: &[u8] = b"http/1.1";
 /// Both ends, decrypted.
 pub(crate) struct Intercepted<C> {
     pub(crate) client: server::TlsStream<C>,
-    pub(crate) server: client::TlsStream<TcpStream>,
+    pub(crate) server: client::TlsStream<Leaving>,
     pub(crate) protocol: Protocol,
 }
 
@@ -47,11 +47,16 @@ impl Interceptor {
         &self.authority
     }
 
+    /// How servers are verified.
+    pub(crate) fn trust(&self) -> &ClientConfig {
+        &self.trust
+    }
+
     /// Speaks TLS with the server as the client of `name`, and with the client as `name`.
     pub(crate) async fn intercept<C: AsyncRead + AsyncWrite + Unpin>(
         &self,
         client: C,
-        server: TcpStream,
+        server: Leaving,
         name: &DomainName,
     ) -> Result<Intercepted<C>, Refusal> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), client).await.map_err(Refusal::ClientTls)?;

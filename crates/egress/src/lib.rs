@@ -44,6 +44,7 @@ mod dial;
 mod error;
 mod headers;
 mod intercept;
+mod leaving;
 mod names;
 mod opening;
 mod outbound;
@@ -51,5 +52,6 @@ mod resolve;
 mod serve;
 
 pub use authority::Authority;
-pub use error::{ApplyError, AuthorityError, StartError};
+pub use error::{ApplyError, AuthorityError, CertificatesError, StartError};
+pub use leaving::authorities;
 pub use outbound::{Outbound, OutboundOptions};

@@ -161,7 +161,12 @@ impl Outbound {
         let names_udp = sockets.udp(SocketAddrV4::new(GATEWAY_ADDRESS, NAMES_PORT)).await?;
         let (policy, watched) = watch::channel(egress);
         let resolver = Resolver { server: self.0.resolver, sockets: sockets.clone() };
-        let dialer = Dialer { sockets, resolver: resolver.clone(), reach: self.0.reach.clone() };
+        let dialer = Dialer {
+            sockets,
+            resolver: resolver.clone(),
+            reach: self.0.reach.clone(),
+            trust: self.0.interceptor.trust().clone(),
+        };
         let interceptor = self.0.interceptor.clone();
         let names = NameServer::new(resolver, watched.clone());
         let connections = Connections { dialer, interceptor, policy: watched };

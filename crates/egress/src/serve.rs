@@ -17,6 +17,7 @@ use crate::dial::{Dialer, Target};
 use crate::error::Refusal;
 use crate::headers::{Protocol, pass_on};
 use crate::intercept::Interceptor;
+use crate::leaving::Leaving;
 use crate::opening::Opening;
 
 /// How long a client may take to say what it wants, where that decides whether it gets it.
@@ -45,7 +46,7 @@ struct Client {
 
 /// Where a connection goes on, and why there.
 struct Way {
-    server: TcpStream,
+    server: Leaving,
     decision: Decision,
     opening: Opening,
 }
@@ -104,17 +105,17 @@ impl Connections {
         if address_allowed && (egress.rules.is_empty() || !client_first) {
             let opening = Opening::Other;
             let decision = decide(&egress, client.destination, &opening);
-            let server = self.dial(&egress, &decision, client).await?;
+            let mut server = self.dial(&egress, &decision, client).await?;
             if egress.rules.is_empty() {
                 return Ok(Way { server, decision, opening });
             }
             // Looking, unlike waiting for readiness, is never over before there is something to see.
-            let mut first = ([0; 1], [0; 1]);
+            let mut first = [0; 1];
             tokio::select! {
-                looked = client.stream.peek(&mut first.0) => {
+                looked = client.stream.peek(&mut first) => {
                     looked?;
                 }
-                looked = server.peek(&mut first.1) => {
+                looked = server.heard() => {
                     // The server speaks first: not HTTP.
                     looked?;
                     return Ok(Way { server, decision, opening });
@@ -131,12 +132,7 @@ impl Connections {
         Ok(Way { server, decision, opening })
     }
 
-    async fn dial(
-        &self,
-        egress: &Egress,
-        decision: &Decision,
-        client: &Client,
-    ) -> Result<TcpStream, Refusal> {
+    async fn dial(&self, egress: &Egress, decision: &Decision, client: &Client) -> Result<Leaving, Refusal> {
         let (port, preferred) = (client.destination.port(), *client.destination.ip());
         let proxy = decision.proxy.as_ref();
         let stream = match &decision.verdict {
@@ -169,6 +165,7 @@ impl Connections {
                 let Client { mut stream, read, .. } = client;
                 let carrying = async {
                     server.write_all(&read).await?;
+                    server.flush().await?;
                     copy_bidirectional(&mut stream, &mut server).await
                 };
                 tokio::select! {
@@ -176,7 +173,7 @@ impl Connections {
                     () = otherwise => {}
                 }
                 reset(&stream);
-                reset(&server);
+                reset(server.tcp());
                 Err(Refusal::PolicyChanged)
             }
             Verdict::WithHeaders { name, headers, .. } => {

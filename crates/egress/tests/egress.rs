@@ -17,7 +17,7 @@ use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use http::Version;
 use lab::{FORBIDDEN, Lab, OTHER_PUBLIC, PUBLIC, in_lab, until_unused};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use torpor_network::GATEWAY_ADDRESS;
 use world::{World, get, serve_http};
@@ -288,26 +288,63 @@ fn connections_leave_through_the_users_proxy_after_they_were_allowed() {
             let opening = request("api.example.com");
             stream.write_all(&opening).await.unwrap();
             let (mut socks, _) = proxy.accept().await.unwrap();
-            // RFC 1928 and 1929.
-            let mut offered = [0; 2];
-            socks.read_exact(&mut offered).await.unwrap();
-            let mut methods = vec![0; offered[1].into()];
-            socks.read_exact(&mut methods).await.unwrap();
-            assert!(offered[0] == 5 && methods.contains(&2), "{offered:?} {methods:?}");
-            socks.write_all(b"\x05\x02").await.unwrap();
-            let mut expect = async |message: &[u8], answer: &[u8]| {
-                let mut read = vec![0; message.len()];
-                socks.read_exact(&mut read).await.unwrap();
-                assert_eq!(read, message);
-                socks.write_all(answer).await.unwrap();
-            };
-            expect(b"\x01\x02me\x04word", b"\x01\x00").await;
-            expect(target, b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00").await;
-            expect(&opening, b"through").await;
+            be_a_proxy(&mut socks, target, &opening).await;
             let mut answer = [0; 7];
             stream.read_exact(&mut answer).await.unwrap();
             assert_eq!(&answer, b"through");
         }
+    });
+}
+
+/// The proxy's side of one connection (RFC 1928 and 1929): wants to be asked for `target`, and then told `opening`.
+async fn be_a_proxy(socks: &mut (impl AsyncRead + AsyncWrite + Unpin), target: &[u8], opening: &[u8]) {
+    let mut offered = [0; 2];
+    socks.read_exact(&mut offered).await.unwrap();
+    let mut methods = vec![0; offered[1].into()];
+    socks.read_exact(&mut methods).await.unwrap();
+    assert!(offered[0] == 5 && methods.contains(&2), "{offered:?} {methods:?}");
+    socks.write_all(b"\x05\x02").await.unwrap();
+    let mut expect = async |message: &[u8], answer: &[u8]| {
+        let mut read = vec![0; message.len()];
+        socks.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, message);
+        socks.write_all(answer).await.unwrap();
+        socks.flush().await.unwrap();
+    };
+    expect(b"\x01\x02me\x04word", b"\x01\x00").await;
+    expect(target, b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00").await;
+    expect(opening, b"through").await;
+}
+
+#[test]
+#[ignore = "needs root: run by make test"]
+fn a_proxy_that_is_spoken_to_in_tls_has_to_prove_who_it_is() {
+    in_lab(|lab: Lab| async move {
+        let world = World::new(lab, "0e00000d").await;
+        let proxy = world.lab.outside.listen(OTHER_PUBLIC, 1080);
+        let acceptor = world.public_ca.acceptor("proxy.example.com", &[]);
+        let egress = |tls: &str| {
+            format!(
+                r#"{{"proxy":{{"address":"proxy.example.com:1080","username":"me","password":"word","tls":{tls}}}}}"#
+            )
+        };
+        world.apply(&egress("{}")).await;
+        let mut stream = world.guest.net.connect(PUBLIC, 8080).await.unwrap();
+        let opening = request("api.example.com");
+        stream.write_all(&opening).await.unwrap();
+        let (socks, _) = proxy.accept().await.unwrap();
+        let mut socks = acceptor.accept(socks).await.unwrap();
+        let [a, b, c, d] = PUBLIC.octets();
+        be_a_proxy(&mut socks, &[5, 1, 0, 1, a, b, c, d, 0x1f, 0x90], &opening).await;
+        let mut answer = [0; 7];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"through");
+
+        world.apply(&egress(r#"{"server_name":"other.example.com"}"#)).await;
+        let mut stream = world.guest.net.connect(PUBLIC, 8080).await.unwrap();
+        let (socks, _) = proxy.accept().await.unwrap();
+        acceptor.accept(socks).await.expect_err("it is not who it should be");
+        stream.read(&mut [0; 1]).await.expect_err("and nothing goes on in plain");
     });
 }
 

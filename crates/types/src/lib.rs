@@ -11,6 +11,6 @@ mod shape;
 pub use id::{MachineId, ParseIdError, SandboxId, SnapshotId, TeamId, TemplateId};
 pub use network::{
     Block, Destination, DomainName, DomainPattern, Egress, EgressProxy, HeaderRule, Ingress, NetworkConfig,
-    ParseBlockError, ParseDestinationError, ParseDomainError, ParseProxyAddressError, ProxyAddress,
+    ParseBlockError, ParseDestinationError, ParseDomainError, ParseProxyAddressError, ProxyAddress, ProxyTls,
 };
 pub use shape::{Accelerator, GUEST_PAGE_BYTES, MIB, Shape};

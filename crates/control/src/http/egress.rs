@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 
 use axum::http::{HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use torpor_types::{Block, Destination, DomainPattern, Egress, EgressProxy, HeaderRule};
+use torpor_types::{
+    Block, Destination, DomainName, DomainPattern, Egress, EgressProxy, HeaderRule, ProxyTls,
+};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::wire::is_nothing;
 
 /// Entries of one list; more make rules that take longer to load than anybody waits.
 const MAX_ENTRIES: usize = 1000;
@@ -54,8 +54,19 @@ struct ProxyJson {
     username: Option<String>,
     #[serde(default, skip_serializing)]
     password: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls: Option<ProxyTlsJson>,
+}
+
+/// TLS to the proxy. `enabled: false` stands for none, and has nothing beside it.
+#[derive(Debug, Clone, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ProxyTlsJson {
+    enabled: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    server_name: Option<String>,
     #[serde(default, skip_serializing)]
-    tls: Value,
+    ca_cert: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
@@ -119,7 +130,7 @@ impl EgressJson {
 }
 
 impl From<&Egress> for EgressJson {
-    /// As it is shown: without the password.
+    /// As it is shown: without the password and the certificates.
     fn from(egress: &Egress) -> Self {
         let texts = |texts: Vec<String>| (!texts.is_empty()).then_some(texts);
         let rule = |rule: &HeaderRule| RuleJson {
@@ -136,7 +147,11 @@ impl From<&Egress> for EgressJson {
                 address: proxy.address.to_string(),
                 username: proxy.username.clone(),
                 password: None,
-                tls: Value::Null,
+                tls: proxy.tls.as_ref().map(|tls| ProxyTlsJson {
+                    enabled: true,
+                    server_name: tls.server_name.clone(),
+                    ca_cert: None,
+                }),
             }),
             rules: (!egress.rules.is_empty()).then(|| rules.collect()),
             dns_servers: egress
@@ -245,10 +260,7 @@ impl ProxyJson {
     fn into_proxy(self) -> Result<EgressProxy, ApiError> {
         let refuse = |why: &str| Err(wrong("egressProxy", why));
         let address = self.address.parse().map_err(|error| wrong("egressProxy", error))?;
-        let asks_for_tls = self.tls.get("enabled") != Some(&Value::Bool(false)) && !is_nothing(&self.tls);
-        if asks_for_tls {
-            return refuse("TLS to the proxy is not supported by this server yet");
-        }
+        let tls = self.tls.map_or(Ok(None), ProxyTlsJson::into_tls)?;
         let fits = |text: &String| (1..=MAX_CREDENTIAL_BYTES).contains(&text.len());
         match (&self.username, &self.password) {
             (Some(name), Some(word)) if !fits(name) || !fits(word) => {
@@ -257,14 +269,42 @@ impl ProxyJson {
             (Some(_), None) | (None, Some(_)) => {
                 refuse("username and password are given together or not at all")
             }
-            _ => Ok(EgressProxy { address, username: self.username, password: self.password }),
+            _ => Ok(EgressProxy { address, username: self.username, password: self.password, tls }),
         }
+    }
+}
+
+// === impl ProxyTlsJson ===
+
+impl ProxyTlsJson {
+    fn into_tls(self) -> Result<Option<ProxyTls>, ApiError> {
+        let refuse = |what: &'static str, why: String| Err(wrong(what, why));
+        let ProxyTlsJson { enabled, server_name, ca_cert } = self;
+        if !enabled {
+            if server_name.is_some() || ca_cert.is_some() {
+                return refuse(
+                    "egressProxy.tls",
+                    "with enabled: false there is nothing beside it".to_owned(),
+                );
+            }
+            return Ok(None);
+        }
+        if let Some(name) = &server_name
+            && name.parse::<DomainName>().is_err()
+            && name.parse::<Ipv4Addr>().is_err()
+        {
+            return refuse("egressProxy.tls.serverName", "it is a domain name or an IPv4 address".to_owned());
+        }
+        if let Some(Err(error)) = ca_cert.as_deref().map(torpor_egress::authorities) {
+            return refuse("egressProxy.tls.caCert", error.to_string());
+        }
+        Ok(Some(ProxyTls { server_name, ca_cert }))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -277,7 +317,7 @@ mod tests {
         let sent = json!({
             "allowOut": ["8.8.8.8", "1.1.1.0/24", "api.example.com", "*.example.org"],
             "denyOut": ["0.0.0.0/0"],
-            "egressProxy": {"address": "proxy.example.com:1080", "username": "u", "password": "p", "tls": null},
+            "egressProxy": {"address": "proxy.example.com:1080", "username": "u", "password": "p", "tls": {"enabled": true, "serverName": "proxy"}},
             "rules": {"API.example.com": [{"transform": {"headers": {"Authorization": "Bearer x"}}}, {}]},
             "dnsServers": ["9.9.9.9"],
         });
@@ -310,7 +350,9 @@ mod tests {
             json!({"rules": {"a.com": [{"transform": {"headers": {"a": "${e2b.identity.tokens.aws}"}}}]}}),
             json!({"egressProxy": {"address": "proxy.example.com"}}),
             json!({"egressProxy": {"address": "p.example:1", "username": "u"}}),
-            json!({"egressProxy": {"address": "p.example:1", "tls": {"enabled": true}}}),
+            json!({"egressProxy": {"address": "p.example:1", "tls": {"enabled": true, "caCert": "none"}}}),
+            json!({"egressProxy": {"address": "p.example:1", "tls": {"enabled": true, "serverName": "a b"}}}),
+            json!({"egressProxy": {"address": "p.example:1", "tls": {"enabled": false, "serverName": "a.com"}}}),
         ];
         let errors = refused.map(|body| {
             let shown: String = body.to_string().chars().take(120).collect();

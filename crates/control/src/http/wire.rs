@@ -462,7 +462,6 @@ mod tests {
         let refused = [
             json!({"templateID":"base","autoPauseMemory":false}),
             json!({"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}),
-            json!({"templateID":"base","network":{"egressProxy":{"address":"p.example:1","tls":{"enabled":true}}}}),
             json!({"templateID":"base","mcp":{"x":{"y":1}}}),
             json!({"templateID":"base","volumeMounts":[{"name":"a","path":"/a"}]}),
             json!({"templateID":"base","envVars":{"A=B":"c"}}),

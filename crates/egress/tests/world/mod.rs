@@ -110,6 +110,21 @@ fn outbound(network: &Network, authority: &str, roots: &std::path::Path) -> Outb
 impl PublicCa {
     /// Serves HTTPS as `name` at `listener`: answers with the HTTP version and the header `x-key` of the request.
     pub(crate) fn serve(&self, listener: TcpListener, name: &str) {
+        let acceptor = self.acceptor(name, &[b"h2", b"http/1.1"]);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        answer_requests(stream).await;
+                    }
+                });
+            }
+        });
+    }
+
+    /// Proves to be `name`.
+    pub(crate) fn acceptor(&self, name: &str, alpn: &[&[u8]]) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap().der().clone();
@@ -121,18 +136,8 @@ impl PublicCa {
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)
             .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    if let Ok(stream) = acceptor.accept(stream).await {
-                        answer_requests(stream).await;
-                    }
-                });
-            }
-        });
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use destination::{Block, Destination, ParseBlockError, ParseDestinationError};
 pub use domain::{DomainName, DomainPattern, ParseDomainError};
-pub use proxy::{EgressProxy, ParseProxyAddressError, ProxyAddress};
+pub use proxy::{EgressProxy, ParseProxyAddressError, ProxyAddress, ProxyTls};
 
 /// Both directions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,7 +162,8 @@ mod tests {
     fn a_record_is_read_back_as_it_was_written() {
         let mut written = egress(&["8.8.8.8", "9.9.9.0/24", "*.example.com"], &["0.0.0.0/0", "::/0"]);
         written.rules.insert("api.example.com".parse().unwrap(), vec![HeaderRule::default()]);
-        written.proxy = Some(EgressProxy { address: "p:1".parse().unwrap(), username: None, password: None });
+        written.proxy =
+            Some(EgressProxy { address: "p:1".parse().unwrap(), username: None, password: None, tls: None });
         let text = serde_json::to_string(&written).unwrap();
         assert!(text.contains(r#""allow_out":["8.8.8.8","9.9.9.0/24","*.example.com"]"#), "{text}");
         assert_eq!(serde_json::from_str::<Egress>(&text).unwrap(), written);
@@ -204,6 +205,7 @@ mod tests {
             address: "proxy.example.com:1080".parse().unwrap(),
             username: Some("me".to_owned()),
             password: Some("s3cret".to_owned()),
+            tls: None,
         });
         let shown = format!("{egress:?}");
         assert!(shown.contains("authorization") && !shown.contains("s3cret"), "{shown}");

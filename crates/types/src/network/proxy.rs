@@ -18,6 +18,19 @@ pub struct EgressProxy {
     pub username: Option<String>,
     /// Password to log in with.
     pub password: Option<String>,
+    /// Whether the connection to it is in TLS, and how it proves who it is; `None` is plain.
+    #[serde(default)]
+    pub tls: Option<ProxyTls>,
+}
+
+/// How a proxy proves who it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxyTls {
+    /// The name its certificate has to be for; `None` is the host part of its address.
+    pub server_name: Option<String>,
+    /// Certificates, in PEM, of the authorities that may vouch for it, in place of those the host trusts.
+    pub ca_cert: Option<String>,
 }
 
 /// `host:port`.
@@ -46,6 +59,16 @@ impl fmt::Debug for EgressProxy {
 }
 
 // === impl ProxyAddress ===
+
+impl ProxyAddress {
+    /// The part before the port.
+    pub fn host(&self) -> String {
+        match self {
+            ProxyAddress::Address(address, _) => address.to_string(),
+            ProxyAddress::Name(name, _) => name.to_string(),
+        }
+    }
+}
 
 impl FromStr for ProxyAddress {
     type Err = ParseProxyAddressError;
