@@ -31,11 +31,20 @@ pub(crate) enum Leaving {
 /// [`CertificatesError`] if there is none, or one that cannot be used.
 pub fn authorities(pem: &str) -> Result<RootCertStore, CertificatesError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|error| CertificatesError(error.to_string()))?;
-        roots.add(certificate).map_err(|error| CertificatesError(error.to_string()))?;
-    }
+    trust_all(&mut roots, CertificateDer::pem_slice_iter(pem.as_bytes())).map_err(CertificatesError)?;
     if roots.is_empty() { Err(CertificatesError("there is none".to_owned())) } else { Ok(roots) }
+}
+
+/// Trusts each certificate there is; says what is wrong with the first that cannot be used.
+pub(crate) fn trust_all<E: std::fmt::Display>(
+    roots: &mut RootCertStore,
+    certificates: impl Iterator<Item = Result<CertificateDer<'static>, E>>,
+) -> Result<(), String> {
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Speaks TLS with `proxy`, which has to prove who it is.

@@ -20,6 +20,7 @@ use crate::authority::Authority;
 use crate::dial::Dialer;
 use crate::error::{ApplyError, StartError};
 use crate::intercept::Interceptor;
+use crate::leaving::trust_all;
 use crate::names::NameServer;
 use crate::resolve::Resolver;
 use crate::serve::Connections;
@@ -71,13 +72,9 @@ impl Outbound {
         }
         roots.add_parsable_certificates(native.certs);
         if let Some(path) = options.extra_roots {
-            let unusable = |why: &dyn std::fmt::Display| StartError::Roots {
-                path: path.display().to_string(),
-                why: why.to_string(),
-            };
-            for certificate in CertificateDer::pem_file_iter(&path).map_err(|e| unusable(&e))? {
-                roots.add(certificate.map_err(|e| unusable(&e))?).map_err(|e| unusable(&e))?;
-            }
+            let certificates = CertificateDer::pem_file_iter(&path).map_err(|error| error.to_string());
+            let trusted = certificates.and_then(|certificates| trust_all(&mut roots, certificates));
+            trusted.map_err(|why| StartError::Roots { path: path.display().to_string(), why })?;
         }
         if roots.is_empty() {
             tracing::warn!(
