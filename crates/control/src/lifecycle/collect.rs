@@ -60,7 +60,16 @@ impl Sandboxes {
     /// # Errors
     /// [`CollectError`].
     pub async fn plan_collection(&self) -> Result<Plan, CollectError> {
-        Ok(retention::plan(&self.facts().await?))
+        let (facts, standing_on) = self.facts().await?;
+        let mut plan = retention::plan(&facts);
+        // Only what goes is measured: that reads every extent of a snapshot, and there may be thousands that stay.
+        let going = plan.removals.iter().filter_map(|removal| standing_on.get(&removal.id).cloned());
+        let own_bytes = self.measure(going.collect()).await?;
+        for removal in &mut plan.removals {
+            let snapshot = standing_on.get(&removal.id);
+            removal.own_bytes = snapshot.and_then(|id| own_bytes.get(id)).copied().unwrap_or_default();
+        }
+        Ok(plan)
     }
 
     /// Removes what was kept long enough, of all teams. One thing that cannot be removed does not keep the others.
@@ -113,7 +122,8 @@ impl Sandboxes {
         }
     }
 
-    async fn facts(&self) -> Result<Facts, CollectError> {
+    /// The facts, and the snapshot in the vault behind the id of each sandbox and snapshot that has one.
+    async fn facts(&self) -> Result<(Facts, HashMap<String, SnapshotId>), CollectError> {
         let node = &self.inner.node;
         let teams = node.registry.teams().await?;
         let rows: Vec<_> = {
@@ -125,19 +135,16 @@ impl Sandboxes {
                 .collect()
         };
         let taken = node.registry.snapshots().await?;
-        let named = rows.iter().filter_map(|(row, _)| row.snapshot_id.clone());
-        let named = named.chain(taken.iter().filter_map(|row| row.snapshot_id.clone())).collect();
-        let own_bytes = self.measure(named).await?;
-        let own_bytes = |id: &Option<SnapshotId>| {
-            id.as_ref().and_then(|id| own_bytes.get(id)).copied().unwrap_or_default()
-        };
+        let of_sandboxes = rows.iter().map(|(row, _)| (row.id.to_string(), &row.snapshot_id));
+        let of_snapshots = taken.iter().map(|row| (row.id.to_string(), &row.snapshot_id));
+        let standing_on = of_sandboxes.chain(of_snapshots);
+        let standing_on = standing_on.filter_map(|(id, snapshot)| Some((id, snapshot.clone()?))).collect();
         let mut snapshots = Vec::new();
         for row in taken {
             snapshots.push(SnapshotFacts {
                 id: row.id.clone(),
                 team: row.team_id.clone(),
                 taken_at: row.created_at,
-                own_bytes: own_bytes(&row.snapshot_id),
                 name: self.snapshot_view(row).await?.id,
             });
         }
@@ -147,9 +154,8 @@ impl Sandboxes {
             origin: row.record.template_id.clone(),
             paused_at: (row.state == StoredState::Paused && durable).then_some(row.record.end_at),
             retention_days: row.record.retention_days,
-            own_bytes: own_bytes(&row.snapshot_id),
         });
-        Ok(Facts {
+        let facts = Facts {
             now: jiff::Timestamp::now(),
             retention: node.retention,
             teams: teams
@@ -158,7 +164,8 @@ impl Sandboxes {
                 .collect(),
             sandboxes: sandboxes.collect(),
             snapshots,
-        })
+        };
+        Ok((facts, standing_on))
     }
 
     /// Bytes that each snapshot shares with no other; one that cannot be measured (it is gone by now) has no entry.

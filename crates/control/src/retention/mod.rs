@@ -76,8 +76,6 @@ pub struct SandboxFacts {
     pub paused_at: Option<Timestamp>,
     /// What its creator said, in days.
     pub retention_days: Option<u32>,
-    /// Bytes that its own snapshot shares with no other.
-    pub own_bytes: u64,
 }
 
 /// A snapshot that a user took.
@@ -91,8 +89,6 @@ pub struct SnapshotFacts {
     pub team: TeamId,
     /// When it was taken.
     pub taken_at: Timestamp,
-    /// Bytes that it shares with no other.
-    pub own_bytes: u64,
 }
 
 /// What is to be removed, and what is not although its time is over.
@@ -129,7 +125,8 @@ pub struct Removal {
     pub kept_days: u32,
     /// Who said so.
     pub said_by: SaidBy,
-    /// Bytes that become free: at least these, for what two that go share is in neither's count.
+    /// Bytes that become free: at least these, for what two that go share is in neither's count. [`plan`] leaves them at 0,
+    /// for whoever can measure them.
     pub own_bytes: u64,
 }
 
@@ -187,7 +184,7 @@ pub fn plan(facts: &Facts) -> Plan {
                 since: paused_at,
                 kept_days: days,
                 said_by,
-                own_bytes: sandbox.own_bytes,
+                own_bytes: 0,
             });
         }
     }
@@ -212,7 +209,7 @@ pub fn plan(facts: &Facts) -> Plan {
                 since: snapshot.taken_at,
                 kept_days: days,
                 said_by,
-                own_bytes: snapshot.own_bytes,
+                own_bytes: 0,
             });
         } else {
             in_use.push(InUse {

@@ -26,8 +26,8 @@ fn some_days() -> impl Strategy<Value = Option<u32>> {
 
 fn some_facts() -> impl Strategy<Value = Facts> {
     let team = (some_days(), some_days());
-    let sandbox = (0_usize..3, 0_usize..6, proptest::option::of(0_i64..100), some_days(), 0_u64..1000);
-    let snapshot = (0_usize..3, 0_i64..100, 0_u64..1000);
+    let sandbox = (0_usize..3, 0_usize..6, proptest::option::of(0_i64..100), some_days());
+    let snapshot = (0_usize..3, 0_i64..100);
     (
         (0_u32..60, 0_u32..60),
         proptest::collection::vec(team, 0..3),
@@ -49,24 +49,22 @@ fn some_facts() -> impl Strategy<Value = Facts> {
             sandboxes: sandboxes
                 .into_iter()
                 .enumerate()
-                .map(|(number, (team, origin, paused, retention_days, own_bytes))| SandboxFacts {
+                .map(|(number, (team, origin, paused, retention_days))| SandboxFacts {
                     id: sandbox_id(number),
                     team: team_id(team),
                     origin: template_id(origin),
                     paused_at: paused.map(moment),
                     retention_days,
-                    own_bytes,
                 })
                 .collect(),
             snapshots: snapshots
                 .into_iter()
                 .enumerate()
-                .map(|(number, (team, taken, own_bytes))| SnapshotFacts {
+                .map(|(number, (team, taken))| SnapshotFacts {
                     id: template_id(number),
                     name: format!("name{number}"),
                     team: team_id(team),
                     taken_at: moment(taken),
-                    own_bytes,
                 })
                 .collect(),
         })

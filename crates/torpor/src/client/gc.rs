@@ -127,21 +127,18 @@ mod tests {
             name: name.to_owned(),
             limits,
         };
-        let sandbox =
-            |id: &str, team: &str, origin: &str, paused: &str, retention_days, own_mib: u64| SandboxFacts {
-                id: id.parse().unwrap(),
-                team: team.parse().unwrap(),
-                origin: origin.parse().unwrap(),
-                paused_at: Some(at(paused)),
-                retention_days,
-                own_bytes: own_mib << 20,
-            };
+        let sandbox = |id: &str, team: &str, origin: &str, paused: &str, retention_days| SandboxFacts {
+            id: id.parse().unwrap(),
+            team: team.parse().unwrap(),
+            origin: origin.parse().unwrap(),
+            paused_at: Some(at(paused)),
+            retention_days,
+        };
         let snapshot = |id: &str, name: &str| SnapshotFacts {
             id: id.parse().unwrap(),
             name: name.to_owned(),
             team: "gresearch".parse().unwrap(),
             taken_at: at("2026-01-10T00:00:00Z"),
-            own_bytes: 3 << 30,
         };
         let limits = TeamLimits {
             retention_days: Some(7),
@@ -156,19 +153,28 @@ mod tests {
                 team("gresearch", "research", limits),
             ],
             sandboxes: vec![
-                sandbox("iold", "gdefault", "tbase", "2026-01-15T08:00:00Z", None, 310),
-                sandbox("iyoung", "gdefault", "tbase", "2026-02-15T08:00:00Z", None, 20),
-                sandbox("iforever", "gdefault", "tbase", "2025-01-15T08:00:00Z", Some(0), 20),
-                sandbox("ishort", "gdefault", "tused", "2026-02-27T08:00:00Z", Some(1), 12),
-                sandbox("iteam", "gresearch", "tbase", "2026-02-20T08:00:00Z", None, 44),
-                sandbox("iuser", "gresearch", "tkept", "2026-02-28T08:00:00Z", None, 44),
+                sandbox("iold", "gdefault", "tbase", "2026-01-15T08:00:00Z", None),
+                sandbox("iyoung", "gdefault", "tbase", "2026-02-15T08:00:00Z", None),
+                sandbox("iforever", "gdefault", "tbase", "2025-01-15T08:00:00Z", Some(0)),
+                sandbox("ishort", "gdefault", "tused", "2026-02-27T08:00:00Z", Some(1)),
+                sandbox("iteam", "gresearch", "tbase", "2026-02-20T08:00:00Z", None),
+                sandbox("iuser", "gresearch", "tkept", "2026-02-28T08:00:00Z", None),
             ],
             snapshots: vec![
                 snapshot("tused", "research/free:default"),
                 snapshot("tkept", "research/used:v1"),
             ],
         };
-        insta::assert_snapshot!(show_plan(&plan(&facts), now));
+        let mut plan = plan(&facts);
+        for removal in &mut plan.removals {
+            removal.own_bytes = match removal.id.as_str() {
+                "iold" => 310 << 20,
+                "iteam" => 44 << 20,
+                "ishort" => 12 << 20,
+                _ => 3 << 30,
+            };
+        }
+        insta::assert_snapshot!(show_plan(&plan, now));
         insta::assert_snapshot!(show_plan(&Plan::default(), now));
     }
 }
