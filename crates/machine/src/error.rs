@@ -78,6 +78,9 @@ pub enum LoadError {
          can clone files"
     )]
     Disk(#[source] io::Error),
+    /// The memory.
+    #[error("the snapshot's memory could not be looked at: {0}")]
+    Memory(#[source] io::Error),
     /// The record.
     #[error("the machine's record could not be written: {0}")]
     Record(#[source] io::Error),

@@ -11,7 +11,7 @@ use torpor_network::{Connector, Namespace};
 use torpor_types::{MachineId, Shape};
 
 use crate::berth::Berth;
-use crate::error::{CaptureError, ContError, LoadError, SaveError};
+use crate::error::{CaptureError, ContError, SaveError};
 use crate::exit::Process;
 use crate::logs;
 use crate::machines::Live;
@@ -32,23 +32,6 @@ pub struct Machine(Arc<Inner>);
 /// A machine as long as somebody else holds it.
 #[derive(Debug, Default)]
 pub(crate) struct WeakMachine(Weak<Inner>);
-
-/// A machine that waits for a snapshot. Destroyed when dropped.
-#[derive(Debug)]
-pub struct Idle(Option<Machine>);
-
-/// A snapshot, opened.
-#[derive(Debug)]
-pub struct LoadSource {
-    /// The disk, on the same file system as the working disks.
-    pub disk: File,
-    /// The memory, opened read-only. Must never change as long as the machine lives; removing it is fine.
-    pub memory: File,
-    /// The device state.
-    pub state: Vec<u8>,
-    /// What a later server is to know of the machine.
-    pub note: serde_json::Value,
-}
 
 /// The state of a stopped machine's processors and devices; opaque, about 100 KB.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -319,7 +302,7 @@ impl Machine {
     }
 
     /// As [`Machine::destroy`], where nothing can be waited for.
-    fn destroy_in_background(self) {
+    pub(crate) fn destroy_in_background(self) {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(async move { self.destroy().await });
@@ -329,36 +312,12 @@ impl Machine {
         }
     }
 
-    /// Gives a machine that was just made its guest.
-    #[tracing::instrument(name = "machine.load", skip_all, fields(machine = %self.id()))]
-    async fn load(&self, source: LoadSource) -> Result<(), LoadError> {
-        let LoadSource { disk, memory, state, note } = source;
-        let (cloned, mapped) = tokio::join!(self.clone_disk_from(disk), self.0.vm.map_memory(&memory));
-        cloned?;
-        mapped?;
-        self.0.vm.load_state(&state).await?;
-        self.set_note(note).map_err(LoadError::Record)
+    pub(crate) fn vm(&self) -> &dyn Vm {
+        self.0.vm.as_ref()
     }
 
-    /// Makes the working disk a clone of `disk`, of the machine's size.
-    pub(crate) async fn clone_disk_from(&self, disk: File) -> Result<(), LoadError> {
-        let machine = self.clone();
-        let span = tracing::info_span!("machine.clone_disk");
-        let cloning = move || {
-            span.in_scope(|| -> io::Result<()> {
-                let working = &machine.0.berth.disk;
-                rustix::fs::ioctl_ficlone(working, &disk)?;
-                if working.metadata()?.len() != machine.shape().disk_bytes() {
-                    working.set_len(machine.shape().disk_bytes())?;
-                }
-                Ok(())
-            })
-        };
-        tokio::task::spawn_blocking(cloning)
-            .await
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(LoadError::Disk)
+    pub(crate) fn berth(&self) -> &Berth {
+        &self.0.berth
     }
 
     /// Its run directory.
@@ -380,69 +339,6 @@ impl Machine {
 impl WeakMachine {
     pub(crate) fn upgrade(&self) -> Option<Machine> {
         self.0.upgrade().map(Machine)
-    }
-}
-
-// === impl Idle ===
-
-impl Idle {
-    pub(crate) fn new(machine: Machine) -> Self {
-        Self(Some(machine))
-    }
-
-    pub(crate) fn is_alive(&self) -> bool {
-        self.0.as_ref().is_some_and(|machine| !machine.has_exited())
-    }
-
-    /// Number of its process.
-    pub fn pid(&self) -> Option<u32> {
-        self.0.as_ref().map(Machine::pid)
-    }
-
-    /// Gives it a snapshot. The machine is stopped afterwards; [`Machine::cont`] lets the guest go on.
-    ///
-    /// On an error the machine is destroyed.
-    pub async fn load(mut self, source: LoadSource) -> Result<Machine, LoadError> {
-        // Left in place until it is loaded: dropping this future destroys the machine.
-        let machine = self.machine();
-        match machine.load(source).await {
-            Ok(()) => {
-                self.0 = None;
-                Ok(machine)
-            }
-            Err(error) => {
-                self.0 = None;
-                machine.destroy().await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Ends it, and waits until it is gone.
-    pub async fn destroy(mut self) {
-        if let Some(machine) = self.0.take() {
-            machine.destroy().await;
-        }
-    }
-
-    /// What [`Idle::load`] does for a snapshot is done by hand for a machine that boots.
-    pub(crate) fn into_machine(mut self) -> Machine {
-        let machine = self.machine();
-        self.0 = None;
-        machine
-    }
-
-    pub(crate) fn machine(&self) -> Machine {
-        #[expect(clippy::expect_used, reason = "taken only by methods that consume self")]
-        self.0.clone().expect("an idle machine is there until it is consumed")
-    }
-}
-
-impl Drop for Idle {
-    fn drop(&mut self) {
-        if let Some(machine) = self.0.take() {
-            machine.destroy_in_background();
-        }
     }
 }
 
