@@ -90,14 +90,15 @@ fn write_flush(byte: u8) -> Result<u8, c_int> {
     // SAFETY: asks for a constant.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| libc::EINVAL)?;
     let start = (flush as usize & !(page - 1)) as *mut c_void;
-    let protect = |protection| match unsafe { libc::mprotect(start, page, protection) } {
-        0 => Ok(()),
-        _ => Err(last_errno()),
+    let protect = |protection| {
+        // SAFETY: the page is QEMU's program text, and stays readable and executable throughout.
+        match unsafe { libc::mprotect(start, page, protection) } {
+            0 => Ok(()),
+            _ => Err(last_errno()),
+        }
     };
-    // SAFETY (of both calls): the page is QEMU's program text, and stays readable and executable throughout. One byte is
-    // written at once, and both instructions it can be the first byte of are whole.
     protect(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC)?;
-    // SAFETY: mapped, and writable since the call above. A `ret` is right as a whole function that returns nothing, whatever
+    // SAFETY: mapped, and writable since the call above. One byte is written at once; a `ret` is right as a whole function that returns nothing, whatever
     // its arguments; nobody is inside of it, for only a load and a guest that runs call it.
     let before = unsafe {
         let before = flush.read_volatile();
