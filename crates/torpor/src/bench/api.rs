@@ -76,6 +76,12 @@ impl Api {
         Ok((Handle::of(&answer.body), answer))
     }
 
+    /// How much memory it has.
+    pub(crate) async fn memory_mib(&self, sandbox: &Handle) -> Result<u32, ApiError> {
+        let detail = self.call(Method::GET, &format!("/sandboxes/{}", sandbox.id), None).await?;
+        Ok(detail.body["memoryMB"].as_u64().and_then(|mib| u32::try_from(mib).ok()).unwrap_or_default())
+    }
+
     /// Pauses it.
     pub(crate) async fn pause(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
         self.call(Method::POST, &format!("/sandboxes/{}/pause", sandbox.id), None).await
