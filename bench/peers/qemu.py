@@ -1,40 +1,18 @@
-#!/usr/bin/env python3
-"""Pause and resume by plain QEMU migration to a file, for comparison with `torpor bench`.
+"""Plain QEMU: `stop`, migration to a file, and a new process that takes the migration in."""
 
-A guest whose only program holds random live data and prints a line every 10 ms. Pause: `stop` and `migrate file:…`
-until completed. Resume: from starting a QEMU process with `-incoming` until the guest has printed its next line.
-Needs qemu-system-x86_64, gcc with a static libc, and a kernel image with a serial console.
-
-    bench/qemu_migration.py --kernel /var/cache/torpor/rootfs-*/vmlinuz [--accel tcg] [--live-mib 400] [--runs 5] [--json]
-"""
-
-import argparse
 import json
 import pathlib
+import re
+import select
 import socket
-import statistics
 import subprocess
-import sys
-import tempfile
 import time
 
-INIT = r"""
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <unistd.h>
-int main(void) {
-    mkdir("/dev", 0755); mount("dev", "/dev", "devtmpfs", 0, "");
-    int console = open("/dev/ttyS0", O_WRONLY);
-    size_t words = (size_t)LIVE_MIB << 17;
-    uint64_t *data = malloc(words * 8), x = 88172645463325252ull;
-    for (size_t i = 0; i < words; i++) { x ^= x << 13; x ^= x >> 7; x ^= x << 17; data[i] = x; }
-    for (unsigned tick = 0;; tick++) { dprintf(console, "tick %u\n", tick); usleep(10000); }
-}
-"""
+from peer import Failed, Peer, build_workload, last_lines
+
+PROGRAM = "qemu-system-x86_64"
+# Guest memory beside the live data: as much as a sandbox of Torpor has.
+BESIDE_MIB = 624
 
 
 def cpio(files: dict[str, tuple[int, bytes]]) -> bytes:
@@ -48,111 +26,126 @@ def cpio(files: dict[str, tuple[int, bytes]]) -> bytes:
     return archive
 
 
-class Guest:
-    """A QEMU process and its control socket."""
+class QemuFile(Peer):
+    """The guest's only program is the workload, on a serial console."""
 
-    def __init__(self, work: pathlib.Path, arguments: list[str]):
-        self.console = work / "console"
-        control = work / "qmp.sock"
-        control.unlink(missing_ok=True)
-        self.process = subprocess.Popen([
-            *arguments, "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
-            "-qmp", f"unix:{control},server=on,wait=off"])
-        deadline = time.monotonic() + 20
-        self.socket = socket.socket(socket.AF_UNIX)
-        while True:
-            try:
-                self.socket.connect(str(control))
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.001)
-        self.reader = self.socket.makefile("r")
+    name = "qemu-file"
+    about = "plain QEMU, `migrate file:`"
+    capabilities: list[str] = []
+    parameters: dict = {"max-bandwidth": 0}
+
+    def __init__(self, work: pathlib.Path, live_mib: int, kernel: str, accelerator: str):
+        super().__init__(work, live_mib)
+        self.state, self.log = work / "state", work / "log"
+        workload = (build_workload(work) / "workload").read_bytes()
+        initramfs = work / "initramfs"
+        initramfs.write_bytes(cpio({"init": (0o100755, workload)}))
+        cmdline = "console=ttyS0 quiet mitigations=off"
+        if accelerator == "tcg":
+            megahertz = next(line.split(":")[1] for line in open("/proc/cpuinfo") if line.startswith("cpu MHz"))
+            cmdline += f" tsc_early_khz={float(megahertz) * 1000:.0f} tsc=reliable"
+        self.machine = [
+            PROGRAM, "-machine", "microvm,rtc=on,acpi=on,isa-serial=on,pic=off,pit=off", "-accel", accelerator,
+            "-cpu", "max" if accelerator == "tcg" else "host", "-m", str(live_mib + BESIDE_MIB), "-display", "none",
+            "-nodefaults", "-no-user-config", "-chardev", f"socket,id=console,path={work}/console,server=on,wait=off",
+            "-serial", "chardev:console", "-qmp", f"unix:{work}/qmp,server=on,wait=off"]
+        self.boot = ["-kernel", kernel, "-initrd", str(initramfs), "-append", f"{cmdline} -- {live_mib} tty /dev/ttyS0"]
+        self.process = self.qmp = self.console = None
+
+    def version(self) -> str:
+        said = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout
+        return re.search(r"version (\S+)", said)[1]
+
+    def launch(self, arguments: list[str]) -> None:
+        for name in ("console", "qmp"):
+            (self.work / name).unlink(missing_ok=True)
+        self.process = subprocess.Popen([*self.machine, *arguments], stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=self.log.open("wb"))
+        self.qmp = self.connect("qmp")
+        self.reader = self.qmp.makefile("r")
         self.reader.readline()
         self.call("qmp_capabilities")
+        self.console = self.connect("console")
+        on = [{"capability": capability, "state": True} for capability in self.capabilities]
+        if on:
+            self.call("migrate-set-capabilities", capabilities=on)
+        self.call("migrate-set-parameters", **self.parameters)
+
+    def connect(self, name: str) -> socket.socket:
+        deadline = time.monotonic() + 20
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(self.work / name))
+                return connection
+            except OSError:
+                connection.close()
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise Failed(f"QEMU cannot be reached: {last_lines(self.log)}")
+                time.sleep(0.001)
 
     def call(self, command: str, **arguments):
-        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        self.qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
         while True:
-            answer = json.loads(self.reader.readline())
+            line = self.reader.readline()
+            if not line:
+                raise Failed(f"QEMU ended at {command}: {last_lines(self.log)}")
+            answer = json.loads(line)
             if "error" in answer:
-                sys.exit(f"{command}: {answer['error']['desc']}")
+                raise Failed(f"QEMU refuses {command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
 
-    def lines(self) -> int:
-        return self.console.read_bytes().count(b"tick ") if self.console.exists() else 0
-
-    def wait_for_line_after(self, count: int) -> None:
-        deadline = time.monotonic() + 180
-        while self.lines() <= count:
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                sys.exit(f"the guest printed nothing: {self.console.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.001)
-
     def wait_for_migration(self) -> None:
-        while (status := self.call("query-migrate").get("status")) != "completed":
-            if status == "failed":
-                sys.exit("the migration failed")
+        while (state := self.call("query-migrate")).get("status") != "completed":
+            if state.get("status") == "failed":
+                raise Failed(f"the migration failed: {state.get('error-desc') or last_lines(self.log)}")
             time.sleep(0.001)
+
+    def start(self) -> None:
+        self.launch(self.boot)
+
+    def before_save(self) -> None:
+        self.state.unlink(missing_ok=True)
+
+    def save(self) -> None:
+        self.call("stop")
+        self.call("migrate", uri=f"file:{self.state}")
+        self.wait_for_migration()
+
+    def after_save(self) -> None:
+        self.end()
+
+    def restore(self) -> None:
+        self.launch(["-incoming", "defer"])
+        self.call("migrate-incoming", uri=f"file:{self.state}")
+        self.wait_for_migration()
+        self.call("cont")
+
+    def output(self) -> bytes:
+        if not select.select([self.console], [], [], 0)[0]:
+            return b""
+        said = self.console.recv(65536)
+        if not said:
+            raise Failed(f"QEMU ended: {last_lines(self.log)}")
+        return said
+
+    def ask_for_sum(self) -> None:
+        self.console.sendall(b"sum\n")
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            for connection in filter(None, (self.qmp, self.console)):
+                connection.close()
+            self.process = self.qmp = self.console = None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernel", required=True)
-    parser.add_argument("--accel", choices=["kvm", "tcg"], default="tcg")
-    parser.add_argument("--live-mib", type=int, default=400)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--dir", default=None, help="where the state file goes; default: the temporary directory")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="torpor-qemu-", dir=options.dir) as directory:
-        work = pathlib.Path(directory)
-        program = work / "init"
-        subprocess.run(["gcc", "-O2", "-static", f"-DLIVE_MIB={options.live_mib}", "-x", "c", "-", "-o", program],
-                       input=INIT, text=True, check=True)
-        initramfs = work / "initramfs"
-        initramfs.write_bytes(cpio({"init": (0o100755, program.read_bytes())}))
-        cmdline = "console=ttyS0 quiet mitigations=off"
-        if options.accel == "tcg":
-            megahertz = next(line.split(":")[1] for line in open("/proc/cpuinfo") if line.startswith("cpu MHz"))
-            cmdline += f" tsc_early_khz={float(megahertz) * 1000:.0f} tsc=reliable"
-        machine = ["qemu-system-x86_64", "-machine", "microvm,rtc=on,acpi=on,isa-serial=on,pic=off,pit=off", "-accel",
-                   options.accel, "-cpu", "max" if options.accel == "tcg" else "host", "-m",
-                   str(options.live_mib + 624), "-display", "none", "-nodefaults", "-no-user-config"]
-        boot = ["-kernel", options.kernel, "-initrd", str(initramfs), "-append", cmdline]
-        guest, state, pauses, resumes = Guest(work, [*machine, *boot]), work / "state", [], []
-        try:
-            guest.wait_for_line_after(0)
-            for _ in range(options.runs):
-                started = time.monotonic()
-                guest.call("stop")
-                guest.call("migrate-set-parameters", **{"max-bandwidth": 0})
-                guest.call("migrate", uri=f"file:{state}")
-                guest.wait_for_migration()
-                pauses.append((time.monotonic() - started) * 1000)
-                guest.end()
-                before = guest.lines()
-                started = time.monotonic()
-                guest = Guest(work, [*machine, "-incoming", f"file:{state}"])
-                guest.wait_for_migration()
-                guest.call("cont")
-                guest.wait_for_line_after(before)
-                resumes.append((time.monotonic() - started) * 1000)
-        finally:
-            guest.end()
-    result = {"pause_ms": statistics.median(pauses), "resume_ms": statistics.median(resumes), "runs": options.runs}
-    if options.json:
-        print(json.dumps(result))
-    else:
-        print(f"QEMU migration to a file, {options.live_mib} MiB live, median of {options.runs}: "
-              f"pause {result['pause_ms']:.0f} ms, resume {result['resume_ms']:.0f} ms")
+class QemuMappedRam(QemuFile):
+    """Every page at its own place in the file, written and read by several threads."""
 
-
-if __name__ == "__main__":
-    main()
+    name = "qemu-mapped-ram"
+    about = "plain QEMU, `migrate file:`, mapped-ram, multifd"
+    capabilities = ["mapped-ram", "multifd"]
+    parameters = {"max-bandwidth": 0, "multifd-channels": 4}
