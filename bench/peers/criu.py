@@ -69,7 +69,7 @@ class Criu(Peer):
         self.pid = int(pid_file.read_text())
 
     def reap(self) -> None:
-        """Waits for the workload, which is dead: our child after a restore, at first that of `unshare`."""
+        """Waits for the workload, which was ended by the dump: our child after a restore, at first that of `unshare`."""
         if self.outer:
             self.outer.wait()
             self.outer = None
@@ -91,9 +91,11 @@ class Criu(Peer):
         os.kill(self.pid, signal.SIGUSR1)
 
     def end(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            self.reap()
+        # Also those of which nobody told us: a restore may be interrupted.
+        while pids := pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            for pid in map(int, pids):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         if self.mounted:
             subprocess.run(["umount", self.root], check=True)
             self.mounted = False

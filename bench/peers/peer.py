@@ -59,12 +59,12 @@ class Peer(abc.ABC):
     def after_save(self) -> None:
         """What is not timed, between a pause and the resume."""
 
-    def wait_for(self, pattern: bytes, why_not=lambda: "") -> re.Match:
+    def wait_for(self, pattern: bytes) -> re.Match:
         """Waits until a line that was not looked at yet matches."""
         read, deadline = b"", time.monotonic() + PATIENCE_S
         while not (match := re.search(pattern, read, re.M)):
             if time.monotonic() > deadline:
-                raise Failed(f"the workload said nothing for {PATIENCE_S} s {why_not()}".strip())
+                raise Failed(f"the workload did not say what was awaited within {PATIENCE_S} s")
             if new := self.output():
                 read += new
             else:
