@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -49,9 +49,11 @@ struct Inner {
     vm: Box<dyn Vm>,
     process: Process,
     record: Mutex<Record>,
-    /// Held shared while the stopped guest is copied, and alone to stop it or to let it go on.
+    /// Held shared while the stopped guest is read, and alone to stop it or to let it go on.
     stopped: RwLock<()>,
     runs: AtomicBool,
+    /// Counts the times it was let go on.
+    went_on: AtomicU64,
     /// Counts the times it went on after it stood still for want of space.
     stood_still: watch::Sender<u64>,
     live: Weak<Live>,
@@ -76,6 +78,7 @@ impl Machine {
             record,
             stopped,
             runs,
+            went_on: AtomicU64::new(0),
             stood_still: watch::Sender::new(0),
             live,
         }));
@@ -130,7 +133,7 @@ impl Machine {
         !self.runs() && self.0.berth.site.state_path().exists()
     }
 
-    /// Lets the stopped guest go on. Waits for a save that is under way: cancel it first.
+    /// Lets the stopped guest go on. A save that is under way ends with [`SaveError::Cancelled`], at the latest then.
     ///
     /// From then on the captured state is worth nothing, and is removed.
     pub async fn cont(&self) -> Result<(), ContError> {
@@ -138,6 +141,7 @@ impl Machine {
         // Before the guest runs: a state that does not belong to the memory must never be found.
         let _ = fs::remove_file(self.0.berth.site.state_path());
         self.0.runs.store(true, Ordering::Release);
+        self.0.went_on.fetch_add(1, Ordering::AcqRel);
         Ok(self.0.vm.cont().await?)
     }
 
@@ -232,18 +236,29 @@ impl Machine {
     ///
     /// If some of it was copied into that file `ahead`, only what was written since is.
     ///
-    /// Blocks; `cancelled` is asked about once for each mebibyte. Nothing is flushed.
+    /// Blocks; `cancelled` is asked about once for each mebibyte. Nothing is flushed. A guest that is let go on meanwhile
+    /// cancels it.
     pub fn save_memory(
         &self,
         into: &File,
         ahead: Ahead,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<SavedMemory, SaveError> {
-        let _stopped = self.0.stopped.blocking_read();
+        let stopped = self.0.stopped.blocking_read();
         if self.runs() {
             return Err(SaveError::Running);
         }
-        save::save(self.pid(), self.0.vm.guest_ram(), into, ahead.copied, cancelled)
+        let went_on = self.0.went_on.load(Ordering::Acquire);
+        drop(stopped);
+        let hold = || {
+            let stopped = self.0.stopped.blocking_read();
+            // Stopped again it is another guest than that of which a part was copied.
+            match cancelled() || self.0.went_on.load(Ordering::Acquire) != went_on {
+                true => Err(SaveError::Cancelled),
+                false => Ok(stopped),
+            }
+        };
+        save::save(self.pid(), self.0.vm.guest_ram(), into, ahead.copied, &hold)
     }
 
     /// The working disk, opened read-only, to be cloned while the machine is stopped.
