@@ -69,7 +69,43 @@ pub(crate) fn save<H>(
         Ok(runs)
     };
     let runs = tracing::info_span!("machine.find_dirty").in_scope(find)?;
-    copy(pid, ram, &runs, into, hold)
+    let mut saved = copy(pid, ram, &runs, into, hold)?;
+    saved.hole_bytes +=
+        tracing::info_span!("machine.punch_free").in_scope(|| punch_free(pid, ram, into, hold))?;
+    Ok(saved)
+}
+
+/// Makes holes of what the guest gave back and has not written to since; says how many bytes. The preloaded library maps such
+/// memory anew, without a file.
+fn punch_free<H>(
+    pid: u32,
+    ram: GuestRam,
+    into: &File,
+    hold: &impl Fn() -> Result<H, SaveError>,
+) -> Result<u64, SaveError> {
+    let held = hold()?;
+    let given_back = torpor_sys::anonymous_mappings(pid, ram.address, ram.len).map_err(SaveError::Read)?;
+    let mut free = Vec::new();
+    for range in given_back {
+        let written = torpor_sys::anonymous_pages(pid, ram.address + range.offset, range.len);
+        free.extend(gaps(range, &written.map_err(SaveError::Read)?));
+    }
+    drop(held);
+    for PageRun { offset, len } in &free {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(into, flags, *offset, *len).map_err(|errno| SaveError::Write(errno.into()))?;
+    }
+    Ok(free.iter().map(|run| run.len).sum())
+}
+
+/// What of a range is in none of `runs`, which count from the start of the range.
+fn gaps(range: PageRun, runs: &[PageRun]) -> Vec<PageRun> {
+    let starts = std::iter::once(0).chain(runs.iter().map(|run| run.offset + run.len));
+    let ends = runs.iter().map(|run| run.offset).chain(std::iter::once(range.len));
+    let gap = |(start, end): (u64, u64)| {
+        (start < end).then(|| PageRun { offset: range.offset + start, len: end - start })
+    };
+    starts.zip(ends).filter_map(gap).collect()
 }
 
 /// Copies the dirtied pages of a process that runs and whose memory is tracked, again and again, until little is left
@@ -230,6 +266,16 @@ mod tests {
             prop_assert!(read == bytes);
             prop_assert!(holes <= bytes.iter().filter(|byte| **byte == 0).count() as u64);
         }
+    }
+
+    #[test]
+    fn what_was_given_back_and_not_written_since_is_a_gap() {
+        let run = |offset, len| PageRun { offset, len };
+        let range = run(100, 50);
+        assert_eq!(gaps(range, &[]), [range]);
+        assert_eq!(gaps(range, &[run(0, 50)]), []);
+        assert_eq!(gaps(range, &[run(0, 10), run(20, 10)]), [run(110, 10), run(130, 20)]);
+        assert_eq!(gaps(range, &[run(10, 40)]), [run(100, 10)]);
     }
 
     #[test]

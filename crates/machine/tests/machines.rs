@@ -282,6 +282,40 @@ fn a_snapshot_that_does_not_fit_is_refused_and_leaves_no_machine() {
     });
 }
 
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn memory_that_a_guest_gives_back_is_in_no_later_snapshot() {
+    in_lab(|lab: Lab| async move {
+        let (machine, mut guest) = lab.boot().await;
+        guest.ask("fill 96").await;
+        let full = pause(&lab, &machine, None).await;
+        machine.destroy().await;
+        let (machine, mut guest) = lab.resume(&full).await;
+        assert_eq!(guest.ask("check").await, "checked 24576 0");
+        guest.ask("fill 8").await;
+        // The guest says what is free every two seconds.
+        let shrunk = soon("a smaller snapshot", async {
+            loop {
+                let saved = pause(&lab, &machine, Some(&full)).await;
+                machine.cont().await.unwrap();
+                if saved.memory_bytes() + 64 * MIB < full.memory_bytes() {
+                    break saved;
+                }
+            }
+        });
+        let shrunk = shrunk.await;
+        let last = pause(&lab, &machine, Some(&full)).await;
+        assert_same_memory(&machine, &last);
+        machine.destroy().await;
+        let (machine, mut guest) = lab.resume(&shrunk).await;
+        assert_eq!(guest.ask("check").await, "checked 2048 0");
+        // What was given back can be used again.
+        guest.ask("fill 96").await;
+        assert_eq!(guest.ask("check").await, "checked 24576 0");
+        machine.destroy().await;
+    });
+}
+
 /// Has the guest of a snapshot do what `asks`.
 #[derive(Debug)]
 struct Asking {

@@ -21,10 +21,11 @@
 //! Pages the guest writes become anonymous pages of that mapping, which the host finds in `/proc/PID/pagemap`; pages
 //! it only reads stay in the page cache, shared by all machines of one snapshot.
 //!
-//! QEMU's own discards (balloon, free-page reporting) punch holes with `fallocate` in the file it believes is guest
-//! RAM, then `madvise(MADV_DONTNEED)` the range. The file it holds is the placeholder and never the snapshot's memory,
-//! so the first has no effect on a snapshot and the second drops the private pages, which is what is wanted: nothing
-//! needs to be done here.
+//! QEMU's own *discards* (free-page reporting) punch holes with `fallocate` in the file it believes is guest RAM, then
+//! `madvise(MADV_DONTNEED)` the range. The file it holds is the placeholder and never the snapshot's memory, so the first has no
+//! effect on a snapshot. The second would bring back what the snapshot's file holds in that place, for every later snapshot to
+//! carry along: so the range becomes anonymous memory instead, which is zeros until it is written to. The host sees such
+//! ranges in `/proc/PID/maps`, and makes them holes.
 //!
 //! *Tracking* is for copies of a guest that goes on running. The kernel protects pages against writing when the host asks
 //! for those that were written (`PAGEMAP_SCAN` with `PM_SCAN_WP_MATCHING`), and takes the protection of a page away by
@@ -41,8 +42,8 @@ mod translations;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Environment variable: descriptor of the placeholder memfd.
 const PLACEHOLDER: &str = "TORPOR_RAM_FD";
@@ -54,6 +55,8 @@ static PLACEHOLDER_FILE: OnceLock<FileIdentity> = OnceLock::new();
 /// Where QEMU mapped guest RAM; both 0 until it did.
 static ADDRESS: AtomicUsize = AtomicUsize::new(0);
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
+/// Whether guest RAM is tracked. Held while pieces of it are mapped anew, which would not be.
+static TRACKED: Mutex<bool> = Mutex::new(false);
 
 /// What makes two descriptors the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +140,41 @@ pub unsafe extern "C" fn mmap64(
     unsafe { mmap(address, length, protection, flags, fd, offset) }
 }
 
+/// `madvise`, except that guest RAM that is not needed any more becomes zeros.
+///
+/// # Safety
+/// As for `madvise(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int {
+    if advice == libc::MADV_DONTNEED && is_ram(address as usize, length) {
+        let tracked = tracked();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range lies in guest RAM, whose content the caller gives up; it stays mapped throughout.
+        let map = || unsafe { libc::syscall(libc::SYS_mmap, address, length, protection, flags, -1, 0_i64) };
+        if !*tracked && map() != -1 {
+            return 0;
+        }
+        // Tracked, or in too many pieces: what the file holds is as good, for the guest expects nothing of it.
+    }
+    // SAFETY: the caller keeps the contract of madvise(2). The raw call, for this function has taken the library's name.
+    let advised = unsafe { libc::syscall(libc::SYS_madvise, address, length, advice) };
+    if advised == 0 { 0 } else { -1 }
+}
+
+/// Whether whole pages of guest RAM are meant.
+fn is_ram(address: usize, length: usize) -> bool {
+    const PAGE: usize = 4096;
+    let (start, ram) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
+    let end = address.checked_add(length);
+    let is_inside = start != 0 && address >= start && end.is_some_and(|end| end <= start + ram);
+    is_inside && address.is_multiple_of(PAGE) && length.is_multiple_of(PAGE)
+}
+
+fn tracked() -> MutexGuard<'static, bool> {
+    TRACKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The same mapping flags with private instead of shared, and no swap reserved for pages that may never be written.
 fn private(flags: c_int) -> c_int {
     (flags & !libc::MAP_TYPE) | libc::MAP_PRIVATE | libc::MAP_NORESERVE
@@ -183,6 +221,7 @@ fn serve(socket: &OwnedFd) {
             (b'u', None) => {
                 // Closing it takes every protection away.
                 tracker = None;
+                *tracked() = false;
                 located()
             }
             (b'k', Some(file)) => with_ram(|ram| translations::keep(ram, &file)),
@@ -289,28 +328,40 @@ fn track(tracker: &mut Option<OwnedFd>) -> Answer {
     if tracker.is_some() {
         return located();
     }
+    let mut tracked = tracked();
+    match register(address, length) {
+        Ok(fd) => {
+            *tracked = true;
+            *tracker = Some(fd);
+            located()
+        }
+        Err(errno) => failed(errno),
+    }
+}
+
+/// A userfaultfd that has this range registered.
+fn register(address: usize, length: usize) -> Result<OwnedFd, c_int> {
     // Nothing is ever delivered to it, so that no privilege is needed.
     // SAFETY: takes flags alone.
     let fd = unsafe {
         libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY)
     };
-    let Ok(fd @ 0..) = RawFd::try_from(fd) else { return failed(last_errno()) };
+    let Ok(fd @ 0..) = RawFd::try_from(fd) else { return Err(last_errno()) };
     // SAFETY: the call above made it, for nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut api = FaultApi { api: UFFD_API, features: UFFD_FEATURE_WP_ASYNC, ioctls: 0 };
     // SAFETY: `api` has the layout the request is made for, and outlives the call.
     if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } != 0 {
-        return failed(last_errno());
+        return Err(last_errno());
     }
     let mut register =
         FaultRegister { start: address as u64, len: length as u64, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
     // SAFETY: `register` has the layout the request is made for, and outlives the call. Protection that the kernel takes away by
     // itself changes nothing for whoever writes.
     if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) } != 0 {
-        return failed(last_errno());
+        return Err(last_errno());
     }
-    *tracker = Some(fd);
-    located()
+    Ok(fd)
 }
 
 fn last_errno() -> c_int {

@@ -14,7 +14,7 @@ pub(super) const MACHINE: &str = "microvm,rtc=on,acpi=on,isa-serial=on,pic=off,p
 
 /// What the command line says of devices, for snapshots to be compared by: a machine whose devices differ cannot load
 /// their state. Change it with every change of a device or of an option the guest can see.
-pub(super) const DEVICES: &str = "serial,blk,net(guest_announce=off),rng";
+pub(super) const DEVICES: &str = "serial,blk,net(guest_announce=off),rng,balloon(free-page-reporting)";
 
 /// The CPU of machines without hardware support: what the emulator offers.
 pub(super) const TCG_CPU: &str = "max";
@@ -62,6 +62,8 @@ fn arguments(qemu: &Qemu, shape: Shape, start: &Start<'_>) -> Vec<String> {
     add("-device", format!("virtio-net-device,netdev=net,mac={mac},guest_announce=off"));
     add("-object", "rng-random,id=rng,filename=/dev/urandom".into());
     add("-device", "virtio-rng-device,rng=rng".into());
+    // Never inflated. The guest says which of its memory is free, which is dropped, and is in no snapshot.
+    add("-device", "virtio-balloon-device,free-page-reporting=on".into());
     add("-add-fd", format!("fd={},set=2", child_fd::CONSOLE));
     add("-chardev", "file,id=console,path=/dev/fdset/2,append=on".into());
     add("-serial", "chardev:console".into());
@@ -122,7 +124,10 @@ mod tests {
         let arguments = arguments(&qemu(Accelerator::Tcg), shape, &Start::Idle);
         let after_device = arguments.windows(2).filter(|pair| pair[0] == "-device").map(|pair| &pair[1]);
         let devices: Vec<&str> = after_device.map(|device| device.split(',').next().unwrap()).collect();
-        assert_eq!(devices, ["virtio-blk-device", "virtio-net-device", "virtio-rng-device"]);
+        assert_eq!(
+            devices,
+            ["virtio-blk-device", "virtio-net-device", "virtio-rng-device", "virtio-balloon-device"]
+        );
     }
 
     #[test]

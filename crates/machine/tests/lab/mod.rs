@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -184,6 +185,12 @@ async fn start(dir: &Path, network: &Network) -> Machines {
 // === impl Snapshot ===
 
 impl Snapshot {
+    /// What its memory takes up on the disk.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        File::open(&self.memory).unwrap().sync_all().unwrap();
+        fs::metadata(&self.memory).unwrap().blocks() * 512
+    }
+
     /// Makes it durable, as published snapshots are.
     pub(crate) fn flush(&self) {
         [&self.memory, &self.disk].iter().for_each(|path| File::open(path).unwrap().sync_all().unwrap());
