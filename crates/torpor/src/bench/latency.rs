@@ -8,6 +8,7 @@
 //! one before (in a sandbox of its own, where there is no room for that beside the live data).
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::api::{Api, ApiError, Handle, Timed};
 use super::stats::Summary;
@@ -28,6 +29,9 @@ pub(crate) struct LatencyOptions {
     #[arg(long, default_value = "base")]
     pub(crate) template: String,
 }
+
+/// Between one round and the next. Callers come now and then: the warm pool gets a machine ready again meanwhile.
+const REST: Duration = Duration::from_secs(2);
 
 /// The server's step in which a machine that is copied stands still.
 const STOPPED: &str = "sandbox.stopped";
@@ -62,17 +66,25 @@ pub(crate) async fn measure(
     options: &LatencyOptions,
     mut progress: impl FnMut(&str, u32),
 ) -> Result<Vec<Series>, ApiError> {
-    let (mut create, mut created) = (Collector::default(), Collector::default());
+    let (mut create, mut created, mut commanded) =
+        (Collector::default(), Collector::default(), Collector::default());
     for round in 0..options.runs {
-        let asked = std::time::Instant::now();
+        let asked = Instant::now();
         let (sandbox, answer) = api.create(&options.template).await?;
         create.add(&answer);
         api.agent_health(&sandbox).await?;
         created.waited.push(asked.elapsed().as_secs_f64() * 1e3);
+        api.run(&sandbox, "true").await?;
+        commanded.waited.push(asked.elapsed().as_secs_f64() * 1e3);
         api.kill(&sandbox).await?;
         progress("create", round + 1);
+        tokio::time::sleep(REST).await;
     }
-    let mut all = vec![create.series("create"), created.series("create until the agent's first answer")];
+    let mut all = vec![
+        create.series("create"),
+        created.series("create until the agent's first answer"),
+        commanded.series("create until a first command has ended"),
+    ];
     let (sandbox, _) = api.create(&options.template).await?;
     let has_room = api.memory_mib(&sandbox).await? >= options.live_mb + ROOM_FOR_SNAPSHOTS_MIB;
     let measured = with_live_data(api, options, &sandbox, has_room, &mut progress).await;
@@ -117,7 +129,7 @@ async fn rewritten(
             api.run(sandbox, "rm /tmp/rewritten; kill -USR2 $(cat /tmp/holder.pid)").await?;
             wait_for(api, sandbox, "/tmp/rewritten").await?;
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         pause.add(&api.pause(sandbox).await?);
         api.wait_until_durable(sandbox).await?;
         durable.waited.push(started.elapsed().as_secs_f64() * 1e3);
@@ -143,11 +155,12 @@ async fn rounds(
     let mut quick_resume = Collector::default();
     touch(api, sandbox).await?;
     for round in 0..options.runs {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         pause.add(&api.pause(sandbox).await?);
         api.wait_until_durable(sandbox).await?;
         durable.waited.push(started.elapsed().as_secs_f64() * 1e3);
-        let asked = std::time::Instant::now();
+        tokio::time::sleep(REST).await;
+        let asked = Instant::now();
         resume.add(&api.connect(sandbox).await?);
         api.agent_health(sandbox).await?;
         answer.waited.push(asked.elapsed().as_secs_f64() * 1e3);
