@@ -17,6 +17,7 @@ use crate::exit::Process;
 use crate::facts::HostFacts;
 use crate::logs;
 use crate::machine::{Idle, Machine, WeakMachine};
+use crate::memory::MemoryMode;
 use crate::options::MachineOptions;
 use crate::pool::{Pool, Step};
 use crate::qemu::{self, Qemu};
@@ -63,17 +64,19 @@ impl Machines {
     ///
     /// Takes about 150 ms.
     pub async fn start(options: MachineOptions) -> Result<Self, StartError> {
-        let MachineOptions { qemu, ram_map, accelerator, run_dir, disks_dir, .. } = options;
+        let MachineOptions { qemu, ram_map, accelerator, memory, run_dir, disks_dir, .. } = options;
         // Blocks for the time a measurement and a process take: nobody else is served yet.
         let (program, version) = qemu::find(qemu.as_deref(), accelerator)?;
-        let library = fs::File::open(&ram_map);
-        library.map_err(|source| StartError::NoLibrary { path: ram_map.clone(), source })?;
+        if memory == MemoryMode::Private {
+            let library = fs::File::open(&ram_map);
+            library.map_err(|source| StartError::NoLibrary { path: ram_map.clone(), source })?;
+        }
         let facts = qemu::facts(accelerator, version);
         let kvm_gid = (accelerator == Accelerator::Kvm)
             .then(|| fs::metadata("/dev/kvm").map(|device| device.gid()).ok())
             .flatten();
         let io_uring = torpor_sys::io_uring_works();
-        tracing::info!(?facts, io_uring, program = %program.display(), "machines");
+        tracing::info!(?facts, io_uring, %memory, program = %program.display(), "machines");
         let qemu = Qemu { program, ram_map, facts: facts.clone(), io_uring, kvm_gid };
         let machines_dir = machines_dir(&run_dir);
         for path in [&machines_dir, &disks_dir] {
@@ -84,6 +87,7 @@ impl Machines {
             run_dir,
             disks_dir,
             accelerator,
+            memory,
             network: options.network,
             cgroups: Cgroups::detect(&options.instance),
             uids: Uids::new(uid_base(options.uid_base, &options.instance), recorded_uids(&machines_dir)),
@@ -205,6 +209,7 @@ impl Inner {
             shape,
             dir: &berth.site.dir,
             disk: &berth.disk,
+            ram: berth.memory.file(),
             namespace: &berth.namespace,
             tap: handover.tap,
             uid: berth.uid.get(),
@@ -221,7 +226,11 @@ impl Inner {
             let process =
                 process.map_err(|source| ClaimError::File { what: "a handle of the process", source })?;
             let (pid, start_ticks) = (process.pid(), process.start_ticks());
-            let record = Record::new(id, shape, pid, start_ticks, berth.uid.get(), vm.guest_ram());
+            let ram = berth.memory.record(vm.guest_ram()).ok_or_else(|| ClaimError::File {
+                what: "its record",
+                source: std::io::Error::other("QEMU does not say where its RAM is"),
+            })?;
+            let record = Record::new(id, shape, pid, start_ticks, berth.uid.get(), ram);
             record
                 .write(&berth.site.dir)
                 .map_err(|source| ClaimError::File { what: "its record", source })?;
