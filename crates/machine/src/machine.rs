@@ -1,5 +1,7 @@
 //! One machine, from idle to its end.
 
+mod room;
+
 use std::fs::{self, File};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,6 +71,8 @@ struct Inner {
     /// Held shared while the stopped guest is copied, and alone to stop it or to let it go on.
     stopped: RwLock<()>,
     runs: AtomicBool,
+    /// It runs, but for want of room in the vault: see room.rs.
+    held: AtomicBool,
     /// Counts the times it went on after it stood still for want of space.
     stood_still: watch::Sender<u64>,
     live: Weak<Live>,
@@ -93,6 +97,7 @@ impl Machine {
             record,
             stopped,
             runs,
+            held: AtomicBool::new(false),
             stood_still: watch::Sender::new(0),
             live,
         }));
@@ -155,6 +160,11 @@ impl Machine {
         // Before the guest runs: a state that does not belong to the memory must never be found.
         let _ = fs::remove_file(self.0.berth.site.state_path());
         self.0.runs.store(true, Ordering::Release);
+        let held = self.has_to_wait_for_room();
+        self.0.held.store(held, Ordering::Release);
+        if held {
+            return Ok(());
+        }
         Ok(self.0.vm.cont().await?)
     }
 
@@ -174,7 +184,7 @@ impl Machine {
     async fn retry_writes(&self) {
         let alone = self.0.stopped.write().await;
         // If it was stopped on purpose meanwhile, its writes are tried again when it goes on.
-        if !self.runs() {
+        if !self.runs() || self.0.held.load(Ordering::Acquire) {
             return;
         }
         tracing::warn!(machine = %self.id(), "a guest stands still: there is no space for what it writes to its disk");

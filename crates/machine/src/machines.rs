@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -55,7 +56,10 @@ pub(crate) struct Inner {
 
 /// The machines this server made or adopted and has not destroyed.
 #[derive(Debug, Default)]
-pub(crate) struct Live(Mutex<HashMap<MachineId, WeakMachine>>);
+pub(crate) struct Live {
+    map: Mutex<HashMap<MachineId, WeakMachine>>,
+    room_is_low: AtomicBool,
+}
 
 // === impl Machines ===
 
@@ -108,6 +112,10 @@ impl Machines {
     /// Keeps `target` machines of that shape ready, as far as the limit over all shapes allows.
     pub fn keep_warm(&self, shape: Shape, target: usize) {
         self.0.pool.keep(shape, target);
+    }
+
+    pub(crate) fn live(&self) -> &Live {
+        &self.0.live
     }
 
     /// How many machines of that shape are ready.
@@ -271,12 +279,21 @@ impl Live {
         self.map().contains_key(id)
     }
 
-    fn all(&self) -> Vec<Machine> {
+    pub(crate) fn all(&self) -> Vec<Machine> {
         self.map().values().filter_map(WeakMachine::upgrade).collect()
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<MachineId, WeakMachine>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether guests that fill the vault may not run.
+    pub(crate) fn is_room_low(&self) -> bool {
+        self.room_is_low.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_room_is_low(&self, is_low: bool) {
+        self.room_is_low.store(is_low, Ordering::Release);
     }
 }
 

@@ -29,6 +29,7 @@ mod node;
 mod origin;
 mod rebuild;
 mod reconcile;
+mod room;
 mod save;
 mod snapshots;
 
@@ -123,6 +124,7 @@ impl Sandboxes {
         let node = Arc::new(Node::start(options).await?);
         let entries = Entries::default();
         let reconciled = reconcile::reconcile(&node, &entries).await?;
+        tokio::spawn(room::watch(Arc::downgrade(&node)));
         node.warm_up().await;
         Ok((Sandboxes { inner: Arc::new(Inner { node, entries }) }, reconciled))
     }

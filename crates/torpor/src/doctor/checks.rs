@@ -44,7 +44,7 @@ pub(super) fn all(data_dir: &Path, settings: &Settings) -> Vec<Check> {
         }
     };
     checks.extend(network(&network_options(&data_dir, &settings)));
-    checks.push(permissions(&data_dir));
+    checks.push(permissions(&data_dir, &settings));
     checks.push(accelerator_check(&data_dir, &settings));
     checks.push(memory(&settings));
     checks.extend(vault(&data_dir, &settings));
@@ -221,7 +221,7 @@ fn unnamed() -> torpor_network::Instance {
     }
 }
 
-fn permissions(data_dir: &DataDir) -> Check {
+fn permissions(data_dir: &DataDir, settings: &Settings) -> Check {
     let path = data_dir.root().display();
     let mode = match fs::metadata(data_dir.root()) {
         Ok(metadata) => metadata.permissions().mode() & 0o777,
@@ -244,14 +244,14 @@ fn permissions(data_dir: &DataDir) -> Check {
             format!("Run `torpor setup`, or: chmod 711 {path}"),
         );
     }
-    if noexec(data_dir.root()) {
+    if settings.vault_memory() == MemoryMode::Private && noexec(data_dir.root()) {
         return Check::fail(
             "data directory",
             code::DATA_DIR,
             format!(
                 "{path} is on a file system mounted noexec, and the library preloaded into QEMU is kept there"
             ),
-            "Mount it without noexec, or choose another --data-dir.",
+            "Mount it without noexec, choose another --data-dir, or set vault_memory = \"shared\", which does without it.",
         );
     }
     if mode & 0o044 != 0 {
