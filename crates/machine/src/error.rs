@@ -145,6 +145,12 @@ pub enum SaveError {
     /// The RAM file.
     #[error("the machine's RAM file cannot be flushed (is the vault's disk full or failing?): {0}")]
     Flush(#[source] io::Error),
+    /// The RAM file, earlier.
+    #[error(
+        "a part of the machine's RAM file could not be written to the vault's disk earlier, so that what it holds may not be what \
+         the guest wrote; a resume goes on with what is in memory. Look at the kernel's log and at the disk"
+    )]
+    Damaged,
     /// The file.
     #[error("the memory file cannot be written: {0}")]
     Write(#[source] io::Error),

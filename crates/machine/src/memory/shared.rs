@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fchown, ioctl_ficlone, seek};
@@ -35,6 +36,9 @@ const LITTLE: Duration = Duration::from_millis(10);
 pub(crate) struct RamFile {
     file: File,
     bytes: u64,
+    /// Something of it could not be written to its disk. The kernel says so once, and may drop the pages: what the file holds
+    /// from then on is not known to be what the guest wrote.
+    damaged: AtomicBool,
 }
 
 // === impl RamFile ===
@@ -47,13 +51,13 @@ impl RamFile {
         // QEMU opens its RAM by a path, if only through /proc/self/fd, and so needs the right to. The directory stays closed to
         // it.
         fchown(&file, Some(Uid::from_raw(uid)), None)?;
-        Ok(Self { file, bytes })
+        Ok(Self { file, bytes, damaged: AtomicBool::new(false) })
     }
 
     /// Opens that of a machine that runs already.
     pub(super) fn open(path: &Path, bytes: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let ram = Self { file, bytes };
+        let ram = Self { file, bytes, damaged: AtomicBool::new(false) };
         ram.check_len(&ram.file)?;
         Ok(ram)
     }
@@ -78,7 +82,7 @@ impl RamFile {
         for _ in 0..MOST_ROUNDS {
             let begun = Instant::now();
             // All of it, with what the file system keeps of it: cloning waits for that, too.
-            self.file.sync_data()?;
+            self.file.sync_data().inspect_err(|_| self.damaged.store(true, Ordering::Release))?;
             let took = begun.elapsed();
             // A guest that writes as fast as its disk will not be caught up with.
             if took <= LITTLE || took > before / 2 {
@@ -101,13 +105,18 @@ impl RamFile {
         if !ahead {
             self.flush(cancelled)?;
         }
+        if self.damaged.load(Ordering::Acquire) {
+            return Err(SaveError::Damaged);
+        }
         if cancelled() {
             return Err(SaveError::Cancelled);
         }
         let cloning = tracing::info_span!("machine.clone_memory");
-        cloning
-            .in_scope(|| ioctl_ficlone(into, &self.file))
-            .map_err(|error| SaveError::Write(error.into()))?;
+        if let Err(error) = cloning.in_scope(|| ioctl_ficlone(into, &self.file)) {
+            // It flushes what is left before it clones.
+            self.damaged.fetch_or(error == Errno::IO, Ordering::AcqRel);
+            return Err(SaveError::Write(error.into()));
+        }
         let hole_bytes = if ahead { 0 } else { self.punch_zeros(into, cancelled)? };
         Ok(SavedMemory { hole_bytes, ..SavedMemory::default() })
     }
@@ -119,7 +128,8 @@ impl RamFile {
             if cancelled() {
                 return Err(SaveError::Cancelled);
             }
-            torpor_sys::write_back(&self.file, at, PIECE).map_err(SaveError::Flush)?;
+            let written = torpor_sys::write_back(&self.file, at, PIECE);
+            written.inspect_err(|_| self.damaged.store(true, Ordering::Release)).map_err(SaveError::Flush)?;
             at += PIECE;
         }
         Ok(())
@@ -201,7 +211,7 @@ mod tests {
     fn ram_of(bytes: &[u8]) -> RamFile {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        RamFile { file, bytes: bytes.len() as u64 }
+        RamFile { file, bytes: bytes.len() as u64, damaged: AtomicBool::new(false) }
     }
 
     #[test]
@@ -228,6 +238,13 @@ mod tests {
         let ram = RamFile { bytes: 1 << 20, ..ram_of(&[1; 4096]) };
         let error = ram.save(&tempfile::tempfile().unwrap(), false, &|| false).unwrap_err();
         assert!(error.to_string().contains("4096 bytes"), "{error}");
+    }
+
+    #[test]
+    fn what_could_not_be_written_once_is_never_saved() {
+        let ram = RamFile { damaged: AtomicBool::new(true), ..ram_of(&[1; 4096]) };
+        let refused = ram.save(&tempfile::tempfile().unwrap(), false, &|| false);
+        assert!(matches!(refused, Err(SaveError::Damaged)), "{refused:?}");
     }
 
     #[test]
