@@ -111,7 +111,7 @@ pub(crate) struct Settings {
 
     /// The keys above in a table of their own: `vault.memory` for `vault_memory`.
     #[arg(skip)]
-    vault: Option<VaultTable>,
+    pub(crate) vault: Option<VaultTable>,
 
     /// Machines kept ready for each template; more make bursts of creates quicker and cost 16 to 40 MB each
     /// [default: 2]
@@ -152,7 +152,7 @@ pub(crate) struct Settings {
 /// What `torpor.toml` may have in a table `vault`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct VaultTable {
+pub(crate) struct VaultTable {
     budget: Option<Size>,
     reserve: Option<Size>,
     memory: Option<MemoryMode>,

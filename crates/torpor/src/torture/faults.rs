@@ -217,7 +217,7 @@ impl Run {
     pub(super) async fn fill_vault(&mut self, plan: Plan) -> Result<(), RunError> {
         self.ensure_running(plan.slot).await?;
         self.exercise(plan.slot, plan).await?;
-        let ballast = self.ballast(LEFT_FREE_BYTES)?;
+        let ballast = self.ballast(LEFT_FREE_BYTES).await?;
         let refused = self.refused_for_room(plan).await;
         drop(ballast);
         refused?;
@@ -229,7 +229,7 @@ impl Run {
         self.ensure_running(plan.slot).await?;
         self.exercise(plan.slot, plan).await?;
         self.pause(plan.slot, false).await?;
-        let ballast = self.ballast(0)?;
+        let ballast = self.ballast(0).await?;
         tokio::time::sleep(FULL_FOR).await;
         drop(ballast);
         if plan.variation.is_multiple_of(2) {
@@ -244,7 +244,7 @@ impl Run {
     pub(super) async fn fill_vault_while_writing(&mut self, plan: Plan) -> Result<(), RunError> {
         self.ensure_running(plan.slot).await?;
         self.exercise(plan.slot, plan).await?;
-        let ballast = self.ballast(0)?;
+        let ballast = self.ballast(0).await?;
         let (api, handle) = (self.api.clone(), self.slot(plan.slot)?.handle.clone());
         let target = format!("/press?mib={PRESSURE_MIB}");
         let pressing = async move { api.ask_until_answered(&handle, &target, check::ANSWER_LIMIT).await };
@@ -269,7 +269,7 @@ impl Run {
     }
 
     /// Takes up all of the vault's space but `left_bytes`.
-    fn ballast(&self, left_bytes: u64) -> Result<Ballast, RunError> {
+    async fn ballast(&self, left_bytes: u64) -> Result<Ballast, RunError> {
         let path = self.data_dir.vault().join("ballast");
         let file = File::create(&path).map_err(RunError::io("making the ballast"))?;
         let ballast = Ballast { path, file };
@@ -277,7 +277,7 @@ impl Run {
         if left_bytes < NEARLY_FULL_BYTES && self.memory_is_shared() {
             // Not in one blow: guests whose memory is in the vault have to be stopped in time.
             fill(NEARLY_FULL_BYTES)?;
-            std::thread::sleep(TO_STAND_STILL);
+            tokio::time::sleep(TO_STAND_STILL).await;
         }
         fill(left_bytes)?;
         Ok(ballast)
