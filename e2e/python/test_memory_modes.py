@@ -15,7 +15,8 @@ HOLDER = f"""
 import hashlib, os, signal
 data = os.urandom({MIB} << 20)
 def tell(*_):
-    open("/tmp/digest", "w").write(hashlib.sha256(data).hexdigest())
+    open("/tmp/digest.new", "w").write(hashlib.sha256(data).hexdigest())
+    os.rename("/tmp/digest.new", "/tmp/digest")
 signal.signal(signal.SIGUSR1, tell)
 tell()
 while True: signal.pause()
@@ -42,14 +43,15 @@ def hold_memory(sandbox: Sandbox) -> int:
     sandbox.files.write("/tmp/holder.py", HOLDER)
     handle = sandbox.commands.run("exec python3 /tmp/holder.py", background=True, timeout=0)
     handle.disconnect()
+    # Once it has said what it holds, it hears signals.
+    wait_for(lambda: sandbox.files.exists("/tmp/digest"), "the digest of what is held")
     return handle.pid
 
 
 def digest(sandbox: Sandbox, pid: int) -> str:
     """The process computes it anew from what it holds."""
     said = sandbox.commands.run(
-        f"rm -f /tmp/digest; kill -USR1 {pid}; for i in $(seq 300); do [ $(cat /tmp/digest 2>/dev/null | wc -c) = 64 ] && break; "
-        "sleep 0.1; done; cat /tmp/digest"
+        f"rm -f /tmp/digest; kill -USR1 {pid}; for i in $(seq 300); do [ -e /tmp/digest ] && break; sleep 0.1; done; cat /tmp/digest"
     )
     return said.stdout
 
@@ -67,7 +69,8 @@ def test_what_runs_or_is_paused_in_one_mode_goes_on_under_a_server_of_the_other(
     assert has_ram_files(server) == (first == "shared")
     counter = start_counter(runs)
     holder = hold_memory(paused)
-    held = wait_for(lambda: digest(paused, holder), "the digest of what is held")
+    held = digest(paused, holder)
+    assert len(held) == 64
     assert api("POST", f"/sandboxes/{paused.sandbox_id}/pause?waitDurable=true").status == 204
     child = sandboxes.own(runs.fork(timeout=600, count=1)[0])
 
