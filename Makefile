@@ -8,7 +8,7 @@ help:
 	@echo 'make demo-stop     stop a server that KEEP=1 left running'
 	@echo 'make test          run every test there is, then check that nothing was left behind'
 	@echo 'make sdk-matrix    run every release of the E2B SDKs, old and new, and write docs/sdk-matrix.md'
-	@echo 'make bench         measure create, pause, resume and memory, beside gVisor and plain QEMU'
+	@echo 'make bench         measure create, pause, resume and memory, beside gVisor, CRIU and plain QEMU: RUNS=20 PEER_RUNS=5'
 	@echo 'make schemathesis  ask everything the OpenAPI document allows, and much it does not, 10,000 times'
 	@echo 'make load          many clients at once for MINUTES=10, then a look at what the server still holds'
 	@echo 'make torture       kill servers and machines, fill the vault, cut the power, and see whether anything is lost'
@@ -29,7 +29,7 @@ sdk-matrix:
 	@VERSIONS='$(VERSIONS)' scripts/sdk-matrix
 
 bench:
-	@scripts/bench
+	@RUNS='$(RUNS)' PEER_RUNS='$(PEER_RUNS)' SIZES='$(SIZES)' PEERS='$(PEERS)' MACHINE='$(MACHINE)' scripts/bench
 
 schemathesis:
 	@scripts/schemathesis

@@ -83,8 +83,8 @@ pub enum LoadError {
     Disk(#[source] io::Error),
     /// The memory.
     #[error(
-        "the snapshot's memory could not be cloned into the machine's RAM file: {0}. Working disks and snapshots have to be on \
-         one file system that can clone files"
+        "the snapshot's memory could not be looked at, or not be cloned into the machine's RAM file: {0}. Working disks and \
+         snapshots have to be on one file system that can clone files"
     )]
     Memory(#[source] io::Error),
     /// The record.

@@ -12,6 +12,8 @@
 //!  claim ─▶ idle ──load          └────────────cont─────────────┘
 //! ```
 //!
+//! Where guests are emulated, idle machines rehearse in quiet moments: see `rehearsal.rs`.
+//!
 //! The processes are children of the server but outlive it, whatever its end: each machine's `record.json` and control
 //! socket are enough for the next server to adopt it ([`Machines::adopt`]). A [`Machine`] that is dropped goes on; only
 //! [`Machine::destroy`] ends it. An [`Idle`] one that is dropped is destroyed.
@@ -39,6 +41,7 @@ mod cgroup;
 mod error;
 mod exit;
 mod facts;
+mod idle;
 mod logs;
 mod machine;
 mod machines;
@@ -47,6 +50,7 @@ mod options;
 mod pool;
 mod qemu;
 mod record;
+mod rehearsal;
 mod save;
 mod uids;
 pub mod vmm;
@@ -56,8 +60,10 @@ pub use error::{
     AdoptError, BootError, CaptureError, ClaimError, ContError, LoadError, SaveError, StartError,
 };
 pub use facts::HostFacts;
-pub use machine::{Ahead, DeviceState, Idle, LoadSource, Machine};
+pub use idle::{Idle, LoadSource};
+pub use machine::{Ahead, DeviceState, Machine};
 pub use machines::Machines;
 pub use memory::{MemoryMode, ParseMemoryModeError};
 pub use options::MachineOptions;
+pub use rehearsal::Rehearsal;
 pub use save::SavedMemory;

@@ -4,7 +4,7 @@ mod room;
 
 use std::fs::{self, File};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use torpor_network::{Connector, Namespace};
 use torpor_types::{MachineId, Shape};
 
 use crate::berth::Berth;
-use crate::error::{CaptureError, ContError, LoadError, SaveError};
+use crate::error::{CaptureError, ContError, SaveError};
 use crate::exit::Process;
 use crate::logs;
 use crate::machines::Live;
@@ -35,23 +35,6 @@ pub struct Machine(Arc<Inner>);
 #[derive(Debug, Default)]
 pub(crate) struct WeakMachine(Weak<Inner>);
 
-/// A machine that waits for a snapshot. Destroyed when dropped.
-#[derive(Debug)]
-pub struct Idle(Option<Machine>);
-
-/// A snapshot, opened.
-#[derive(Debug)]
-pub struct LoadSource {
-    /// The disk, on the same file system as the working disks.
-    pub disk: File,
-    /// The memory, opened read-only. Must never change as long as the machine lives; removing it is fine.
-    pub memory: File,
-    /// The device state.
-    pub state: Vec<u8>,
-    /// What a later server is to know of the machine.
-    pub note: serde_json::Value,
-}
-
 /// The state of a stopped machine's processors and devices; opaque, about 100 KB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceState(Vec<u8>);
@@ -68,11 +51,13 @@ struct Inner {
     vm: Box<dyn Vm>,
     process: Process,
     record: Mutex<Record>,
-    /// Held shared while the stopped guest is copied, and alone to stop it or to let it go on.
+    /// Held shared while the stopped guest is read, and alone to stop it or to let it go on.
     stopped: RwLock<()>,
     runs: AtomicBool,
     /// It runs, but for want of room in the vault: see room.rs.
     held: AtomicBool,
+    /// Counts the times it was let go on.
+    went_on: AtomicU64,
     /// Counts the times it went on after it stood still for want of space.
     stood_still: watch::Sender<u64>,
     live: Weak<Live>,
@@ -98,6 +83,7 @@ impl Machine {
             stopped,
             runs,
             held: AtomicBool::new(false),
+            went_on: AtomicU64::new(0),
             stood_still: watch::Sender::new(0),
             live,
         }));
@@ -152,7 +138,7 @@ impl Machine {
         !self.runs() && self.0.berth.site.state_path().exists()
     }
 
-    /// Lets the stopped guest go on. Waits for a save that is under way: cancel it first.
+    /// Lets the stopped guest go on. A save that is under way ends with [`SaveError::Cancelled`], at the latest then.
     ///
     /// From then on the captured state is worth nothing, and is removed.
     pub async fn cont(&self) -> Result<(), ContError> {
@@ -160,6 +146,7 @@ impl Machine {
         // Before the guest runs: a state that does not belong to the memory must never be found.
         let _ = fs::remove_file(self.0.berth.site.state_path());
         self.0.runs.store(true, Ordering::Release);
+        self.0.went_on.fetch_add(1, Ordering::AcqRel);
         let held = self.has_to_wait_for_room();
         self.0.held.store(held, Ordering::Release);
         if held {
@@ -259,18 +246,29 @@ impl Machine {
     ///
     /// If some of it was copied into that file `ahead`, only what was written since is.
     ///
-    /// Blocks; `cancelled` is asked about once for each mebibyte. Nothing is flushed.
+    /// Blocks; `cancelled` is asked about once for each mebibyte. Nothing is flushed. A guest that is let go on meanwhile
+    /// cancels it.
     pub fn save_memory(
         &self,
         into: &File,
         ahead: Ahead,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<SavedMemory, SaveError> {
-        let _stopped = self.0.stopped.blocking_read();
+        let stopped = self.0.stopped.blocking_read();
         if self.runs() {
             return Err(SaveError::Running);
         }
-        self.0.berth.memory.save(&*self.0.vm, self.pid(), into, ahead.copied, cancelled)
+        let went_on = self.0.went_on.load(Ordering::Acquire);
+        drop(stopped);
+        let hold = || {
+            let stopped = self.0.stopped.blocking_read();
+            // Stopped again it is another guest than that of which a part was copied.
+            match cancelled() || self.0.went_on.load(Ordering::Acquire) != went_on {
+                true => Err(SaveError::Cancelled),
+                false => Ok(stopped),
+            }
+        };
+        self.0.berth.memory.save(self.vm(), self.pid(), into, ahead.copied, &hold)
     }
 
     /// The working disk, opened read-only, to be cloned while the machine is stopped.
@@ -323,7 +321,7 @@ impl Machine {
     }
 
     /// As [`Machine::destroy`], where nothing can be waited for.
-    fn destroy_in_background(self) {
+    pub(crate) fn destroy_in_background(self) {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(async move { self.destroy().await });
@@ -333,37 +331,12 @@ impl Machine {
         }
     }
 
-    /// Gives a machine that was just made its guest.
-    #[tracing::instrument(name = "machine.load", skip_all, fields(machine = %self.id()))]
-    async fn load(&self, source: LoadSource) -> Result<(), LoadError> {
-        let LoadSource { disk, memory, state, note } = source;
-        let (cloned, mapped) =
-            tokio::join!(self.clone_disk_from(disk), self.0.berth.memory.load(&*self.0.vm, &memory));
-        cloned?;
-        mapped?;
-        self.0.vm.load_state(&state).await?;
-        self.set_note(note).map_err(LoadError::Record)
+    pub(crate) fn vm(&self) -> &dyn Vm {
+        self.0.vm.as_ref()
     }
 
-    /// Makes the working disk a clone of `disk`, of the machine's size.
-    pub(crate) async fn clone_disk_from(&self, disk: File) -> Result<(), LoadError> {
-        let machine = self.clone();
-        let span = tracing::info_span!("machine.clone_disk");
-        let cloning = move || {
-            span.in_scope(|| -> io::Result<()> {
-                let working = &machine.0.berth.disk;
-                rustix::fs::ioctl_ficlone(working, &disk)?;
-                if working.metadata()?.len() != machine.shape().disk_bytes() {
-                    working.set_len(machine.shape().disk_bytes())?;
-                }
-                Ok(())
-            })
-        };
-        tokio::task::spawn_blocking(cloning)
-            .await
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(LoadError::Disk)
+    pub(crate) fn berth(&self) -> &Berth {
+        &self.0.berth
     }
 
     /// Its run directory.
@@ -385,69 +358,6 @@ impl Machine {
 impl WeakMachine {
     pub(crate) fn upgrade(&self) -> Option<Machine> {
         self.0.upgrade().map(Machine)
-    }
-}
-
-// === impl Idle ===
-
-impl Idle {
-    pub(crate) fn new(machine: Machine) -> Self {
-        Self(Some(machine))
-    }
-
-    pub(crate) fn is_alive(&self) -> bool {
-        self.0.as_ref().is_some_and(|machine| !machine.has_exited())
-    }
-
-    /// Number of its process.
-    pub fn pid(&self) -> Option<u32> {
-        self.0.as_ref().map(Machine::pid)
-    }
-
-    /// Gives it a snapshot. The machine is stopped afterwards; [`Machine::cont`] lets the guest go on.
-    ///
-    /// On an error the machine is destroyed.
-    pub async fn load(mut self, source: LoadSource) -> Result<Machine, LoadError> {
-        // Left in place until it is loaded: dropping this future destroys the machine.
-        let machine = self.machine();
-        match machine.load(source).await {
-            Ok(()) => {
-                self.0 = None;
-                Ok(machine)
-            }
-            Err(error) => {
-                self.0 = None;
-                machine.destroy().await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Ends it, and waits until it is gone.
-    pub async fn destroy(mut self) {
-        if let Some(machine) = self.0.take() {
-            machine.destroy().await;
-        }
-    }
-
-    /// What [`Idle::load`] does for a snapshot is done by hand for a machine that boots.
-    pub(crate) fn into_machine(mut self) -> Machine {
-        let machine = self.machine();
-        self.0 = None;
-        machine
-    }
-
-    pub(crate) fn machine(&self) -> Machine {
-        #[expect(clippy::expect_used, reason = "taken only by methods that consume self")]
-        self.0.clone().expect("an idle machine is there until it is consumed")
-    }
-}
-
-impl Drop for Idle {
-    fn drop(&mut self) {
-        if let Some(machine) = self.0.take() {
-            machine.destroy_in_background();
-        }
     }
 }
 

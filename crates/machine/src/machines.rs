@@ -16,13 +16,15 @@ use crate::cgroup::Cgroups;
 use crate::error::{AdoptError, BootError, ClaimError, StartError};
 use crate::exit::Process;
 use crate::facts::HostFacts;
+use crate::idle::Idle;
 use crate::logs;
-use crate::machine::{Idle, Machine, WeakMachine};
+use crate::machine::{Machine, WeakMachine};
 use crate::memory::MemoryMode;
 use crate::options::MachineOptions;
 use crate::pool::{Pool, Step};
 use crate::qemu::{self, Qemu};
 use crate::record::Record;
+use crate::rehearsal::Rehearsal;
 use crate::uids::Uids;
 use crate::vmm::{Place, Start, Vmm};
 
@@ -109,25 +111,33 @@ impl Machines {
         &self.0.facts
     }
 
-    /// Keeps `target` machines of that shape ready, as far as the limit over all shapes allows.
-    pub fn keep_warm(&self, shape: Shape, target: usize) {
-        self.0.pool.keep(shape, target);
+    /// Keeps `target` machines of that shape ready, as far as the limit over all shapes allows. They rehearse
+    /// `rehearsal`, where that makes a guest quicker: where it is emulated, by a QEMU that can keep what it translated.
+    pub fn keep_warm(&self, shape: Shape, target: usize, rehearsal: Option<Arc<dyn Rehearsal>>) {
+        self.0.pool.keep(shape, target, rehearsal.filter(|_| self.0.rehearses()));
     }
 
     pub(crate) fn live(&self) -> &Live {
         &self.0.live
     }
 
-    /// How many machines of that shape are ready.
+    /// How many machines of that shape are ready, rehearsed or not.
     pub fn warm(&self, shape: &Shape) -> usize {
         self.0.pool.ready(shape)
     }
 
+    /// How many of them have rehearsed.
+    pub fn rehearsed(&self, shape: &Shape) -> usize {
+        self.0.pool.rehearsed(shape)
+    }
+
     /// An idle machine, from the warm pool or started now.
-    #[tracing::instrument(name = "machine.claim", skip_all, fields(warm))]
+    #[tracing::instrument(name = "machine.claim", skip_all, fields(warm, rehearsed))]
     pub async fn claim(&self, shape: &Shape) -> Result<Idle, ClaimError> {
         let warm = self.0.pool.take(shape);
         tracing::Span::current().record("warm", warm.is_some());
+        let rehearsed = warm.as_ref().is_some_and(|idle| idle.rehearsed().is_some());
+        tracing::Span::current().record("rehearsed", rehearsed);
         match warm {
             Some(idle) => Ok(idle),
             None => self.0.start_machine(*shape, Start::Idle).await,
@@ -194,6 +204,12 @@ impl Machines {
 // === impl Inner ===
 
 impl Inner {
+    /// Whether machines of the pool rehearse. Those whose memory is shared do not: nothing is preloaded that could forget what has
+    /// changed.
+    fn rehearses(&self) -> bool {
+        self.ground.memory == MemoryMode::Private && self.vmm.keeps_translations()
+    }
+
     /// Makes a berth and starts a process in it. On an error nothing is left.
     async fn start_machine(&self, shape: Shape, start: Start<'_>) -> Result<Idle, ClaimError> {
         let id = MachineId::random();
@@ -204,6 +220,19 @@ impl Inner {
             Err(_) => self.live.forget(&id),
         }
         started
+    }
+
+    /// Lets one machine of the pool rehearse.
+    async fn rehearse(&self, shape: Shape) {
+        let Some((idle, rehearsal)) = self.pool.take_unrehearsed(&shape) else { return };
+        match idle.rehearse(rehearsal.as_ref()).await {
+            Ok(idle) => self.pool.put(shape, idle),
+            Err(error) => {
+                let name = rehearsal.name();
+                tracing::warn!(%error, name, "machines do not rehearse: the first answers of sandboxes take longer");
+                self.pool.give_up(&shape, rehearsal.as_ref());
+            }
+        }
     }
 
     async fn start_in_berth(
@@ -331,6 +360,7 @@ async fn keep_pool(inner: Weak<Inner>) {
                     tokio::time::sleep(AFTER_FAILURE).await;
                 }
             },
+            Step::Rehearse(shape) => inner.rehearse(shape).await,
         }
     }
 }

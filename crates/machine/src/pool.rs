@@ -2,21 +2,25 @@
 //!
 //! Each shape has a target, which demand raises: by one with every claim that finds the pool empty, until nothing of the
 //! shape was claimed for a while. One task at a time starts what is missing or ends what is too much, as [`plan`] says, and
-//! only while no claim came for a moment: starting a machine takes as much processor time as resuming three.
+//! only while no claim came for a moment: starting a machine takes as much processor time as resuming three. When none is
+//! missing, and it has been quiet for longer, those that have not yet rehearse ([`Rehearsal`]).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use torpor_types::Shape;
 
-use crate::machine::Idle;
+use crate::idle::Idle;
+use crate::rehearsal::Rehearsal;
 
 /// How long nothing was claimed before a machine is started ahead of need.
 const QUIET: Duration = Duration::from_millis(200);
 /// The same while there is none: the next claim would wait for a start from its beginning.
 const QUIET_WHILE_EMPTY: Duration = Duration::from_millis(50);
+/// How long nothing was claimed before a machine rehearses, which takes as much processor time as all that is saved by it.
+const QUIET_FOR_REHEARSAL: Duration = Duration::from_millis(300);
 /// How long demand is remembered.
 const DEMAND_LASTS: Duration = Duration::from_secs(60);
 
@@ -35,6 +39,10 @@ struct Slot {
     demand: usize,
     idle: VecDeque<Idle>,
     wanted_at: Instant,
+    /// What its machines rehearse.
+    rehearsal: Option<Arc<dyn Rehearsal>>,
+    /// Name of a rehearsal that failed: it is not tried again.
+    failed: Option<String>,
 }
 
 /// A shape, as [`plan`] sees it.
@@ -43,6 +51,10 @@ struct Need {
     shape: Shape,
     target: usize,
     idle: usize,
+    /// Of the idle ones, those that have still to rehearse.
+    unrehearsed: usize,
+    /// Of the idle ones, those that have rehearsed something else.
+    outdated: usize,
     wanted_at: Instant,
 }
 
@@ -53,6 +65,8 @@ pub(crate) enum Step {
     Start(Shape),
     /// End one of that shape.
     End(Shape),
+    /// Let one of that shape rehearse.
+    Rehearse(Shape),
 }
 
 // === impl Pool ===
@@ -63,14 +77,13 @@ impl Pool {
         Self { slots: Mutex::default(), limit, changed: Notify::new() }
     }
 
-    /// Sets how many machines of a shape are kept.
-    pub(crate) fn keep(&self, shape: Shape, target: usize) {
+    /// Sets how many machines of a shape are kept, and what they rehearse.
+    pub(crate) fn keep(&self, shape: Shape, target: usize, rehearsal: Option<Arc<dyn Rehearsal>>) {
         let mut slots = self.slots();
         let slot = slots.entry(shape).or_insert_with(|| Slot::new(target));
-        if slot.target != target || slot.idle.len() != target {
-            slot.target = target;
-            self.changed.notify_one();
-        }
+        slot.target = target;
+        slot.rehearsal = rehearsal.filter(|new| slot.failed.as_deref() != Some(new.name()));
+        self.changed.notify_one();
     }
 
     /// A living machine of that shape, if there is one. That there is none raises the target.
@@ -82,8 +95,10 @@ impl Pool {
         }
         slot.wanted_at = Instant::now();
         self.changed.notify_one();
-        // A dead one is dropped, which removes what it left.
-        let taken = std::iter::from_fn(|| slot.idle.pop_front()).find(Idle::is_alive);
+        // Dead ones are dropped, which removes what they left.
+        slot.idle.retain(Idle::is_alive);
+        let rehearsed = slot.idle.iter().position(|idle| idle.rehearsed().is_some());
+        let taken = slot.idle.remove(rehearsed.unwrap_or(0));
         if taken.is_none() {
             slot.demand = (slot.demand + 1).min(self.limit);
         }
@@ -97,7 +112,27 @@ impl Pool {
 
     /// Takes one machine of that shape to end it.
     pub(crate) fn discard(&self, shape: &Shape) -> Option<Idle> {
-        self.slots().get_mut(shape)?.idle.pop_back()
+        let mut slots = self.slots();
+        let slot = slots.get_mut(shape)?;
+        let last = slot.idle.len().checked_sub(1)?;
+        slot.idle.remove(slot.idle.iter().position(|idle| slot.is_outdated(idle)).unwrap_or(last))
+    }
+
+    /// Takes one machine of that shape that has still to rehearse, and what.
+    pub(crate) fn take_unrehearsed(&self, shape: &Shape) -> Option<(Idle, Arc<dyn Rehearsal>)> {
+        let mut slots = self.slots();
+        let slot = slots.get_mut(shape)?;
+        let rehearsal = slot.rehearsal.clone()?;
+        let idle = slot.idle.remove(slot.idle.iter().position(|idle| slot.is_unrehearsed(idle))?)?;
+        Some((idle, rehearsal))
+    }
+
+    /// Tries this rehearsal no more.
+    pub(crate) fn give_up(&self, shape: &Shape, rehearsal: &dyn Rehearsal) {
+        if let Some(slot) = self.slots().get_mut(shape) {
+            slot.failed = Some(rehearsal.name().to_owned());
+            slot.rehearsal = None;
+        }
     }
 
     /// Takes all machines, and keeps none from now on.
@@ -113,6 +148,13 @@ impl Pool {
     /// How many machines of a shape are ready.
     pub(crate) fn ready(&self, shape: &Shape) -> usize {
         self.slots().get(shape).map_or(0, |slot| slot.idle.len())
+    }
+
+    /// How many of them have rehearsed.
+    pub(crate) fn rehearsed(&self, shape: &Shape) -> usize {
+        self.slots()
+            .get(shape)
+            .map_or(0, |slot| slot.idle.iter().filter(|idle| idle.rehearsed().is_some()).count())
     }
 
     /// Waits until something is to be done, and for a quiet moment, and says what.
@@ -136,6 +178,8 @@ impl Pool {
             shape: *shape,
             target: slot.target_now(),
             idle: slot.idle.len(),
+            unrehearsed: slot.idle.iter().filter(|idle| slot.is_unrehearsed(idle)).count(),
+            outdated: slot.idle.iter().filter(|idle| slot.is_outdated(idle)).count(),
             wanted_at: slot.wanted_at,
         };
         let needs: Vec<Need> = slots.iter().map(need).collect();
@@ -145,6 +189,7 @@ impl Pool {
         let quiet = match step {
             Step::Start(shape) if is_empty(&shape) => QUIET_WHILE_EMPTY,
             Step::Start(_) | Step::End(_) => QUIET,
+            Step::Rehearse(_) => QUIET_FOR_REHEARSAL,
         };
         Some((step, quiet, last_claim))
     }
@@ -158,7 +203,23 @@ impl Pool {
 
 impl Slot {
     fn new(target: usize) -> Self {
-        Self { target, demand: 0, idle: VecDeque::new(), wanted_at: Instant::now() }
+        Self {
+            target,
+            demand: 0,
+            idle: VecDeque::new(),
+            wanted_at: Instant::now(),
+            rehearsal: None,
+            failed: None,
+        }
+    }
+
+    fn is_unrehearsed(&self, idle: &Idle) -> bool {
+        self.rehearsal.is_some() && idle.rehearsed().is_none()
+    }
+
+    fn is_outdated(&self, idle: &Idle) -> bool {
+        idle.rehearsed()
+            .is_some_and(|name| self.rehearsal.as_ref().is_some_and(|rehearsal| rehearsal.name() != name))
     }
 
     /// How many are to be kept now. Of a shape that nobody keeps warm, none are, whatever the demand was.
@@ -169,22 +230,25 @@ impl Slot {
 }
 
 /// The next step towards the targets within `limit`. Shapes that were wanted last are served first; what is too much
-/// goes before what is missing comes.
+/// goes before what is missing comes, and that before rehearsals.
 fn plan(mut needs: Vec<Need>, limit: usize) -> Option<Step> {
     needs.sort_by_key(|need| std::cmp::Reverse(need.wanted_at));
     let mut left = limit;
-    let mut missing = None;
+    let (mut missing, mut unrehearsed) = (None, None);
     for need in needs {
         let share = need.target.min(left);
         left -= share;
-        if need.idle > share {
+        if need.idle > share || need.outdated > 0 {
             return Some(Step::End(need.shape));
         }
         if need.idle < share && missing.is_none() {
             missing = Some(Step::Start(need.shape));
         }
+        if need.unrehearsed > 0 && unrehearsed.is_none() {
+            unrehearsed = Some(Step::Rehearse(need.shape));
+        }
     }
-    missing
+    missing.or(unrehearsed)
 }
 
 #[cfg(test)]
@@ -195,7 +259,14 @@ mod tests {
     fn need(n: u32, target: usize, idle: usize, age_s: u64) -> Need {
         let shape = Shape { vcpus: n, memory_mib: 512, disk_mib: 1024 };
         let now = Instant::now();
-        Need { shape, target, idle, wanted_at: now.checked_sub(Duration::from_secs(age_s)).unwrap_or(now) }
+        Need {
+            shape,
+            target,
+            idle,
+            unrehearsed: idle,
+            outdated: 0,
+            wanted_at: now.checked_sub(Duration::from_secs(age_s)).unwrap_or(now),
+        }
     }
 
     proptest! {
@@ -207,12 +278,24 @@ mod tests {
             let mut needs: Vec<Need> =
                 targets.iter().enumerate().map(|(i, (target, idle))| need(i as u32, *target, *idle, age(i))).collect();
             let mut steps = 0;
+            needs.iter_mut().for_each(|need| {
+                need.outdated = need.idle / 2;
+                need.unrehearsed = need.idle - need.outdated;
+            });
             while let Some(step) = plan(needs.clone(), limit) {
-                let (Step::Start(shape) | Step::End(shape)) = step;
+                let (Step::Start(shape) | Step::End(shape) | Step::Rehearse(shape)) = step;
                 let slot = needs.iter_mut().find(|need| need.shape == shape).unwrap();
                 match step {
-                    Step::Start(_) => slot.idle += 1,
-                    Step::End(_) => slot.idle -= 1,
+                    Step::Start(_) => {
+                        slot.idle += 1;
+                        slot.unrehearsed += 1;
+                    }
+                    Step::End(_) => {
+                        slot.idle -= 1;
+                        slot.outdated = slot.outdated.saturating_sub(1);
+                        slot.unrehearsed = slot.unrehearsed.min(slot.idle - slot.outdated);
+                    }
+                    Step::Rehearse(_) => slot.unrehearsed -= 1,
                 }
                 steps += 1;
                 prop_assert!(steps < 100, "it comes to no end");
@@ -220,6 +303,7 @@ mod tests {
             let idle: usize = needs.iter().map(|need| need.idle).sum();
             let wanted: usize = needs.iter().map(|need| need.target).sum();
             prop_assert_eq!(idle, wanted.min(limit));
+            prop_assert!(needs.iter().all(|need| need.unrehearsed == 0 && need.outdated == 0));
         }
     }
 

@@ -24,6 +24,9 @@ const PAGE: usize = GUEST_PAGE_BYTES as usize;
 /// More threads than that do not make a disk faster.
 const MAX_THREADS: usize = 4;
 
+/// Most memory looked through at once for dirtied pages.
+const LOOKED_THROUGH: u64 = 64 << 20;
+
 /// Rounds of copying ahead, at most, and how many bytes written meanwhile are little: copied in a few milliseconds.
 const MOST_ROUNDS: usize = 6;
 const LITTLE: u64 = 4 << 20;
@@ -41,19 +44,32 @@ pub struct SavedMemory {
 
 /// Copies the dirtied pages of process `pid` into `into`, which has to hold the memory it was loaded from; if some were
 /// copied into it ahead, those that were written since.
-pub(crate) fn save(
+///
+/// The process stands still as long as what `hold` gives is held, which is asked for again and again, and never while something is
+/// written: whoever wants the process to go on waits for a read, and not for a disk.
+pub(crate) fn save<H>(
     pid: u32,
     ram: GuestRam,
     into: &File,
     ahead: bool,
-    cancelled: &(dyn Fn() -> bool + Sync),
+    hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {
-    let find = || match ahead {
-        true => torpor_sys::written_pages(pid, ram.address, ram.len, false),
-        false => torpor_sys::anonymous_pages(pid, ram.address, ram.len),
+    let find = || {
+        let mut runs = Vec::new();
+        for offset in (0..ram.len).step_by(LOOKED_THROUGH as usize) {
+            let _held = hold()?;
+            let (address, len) = (ram.address + offset, LOOKED_THROUGH.min(ram.len - offset));
+            let found = match ahead {
+                true => torpor_sys::written_pages(pid, address, len, false),
+                false => torpor_sys::anonymous_pages(pid, address, len),
+            };
+            let found = found.map_err(SaveError::Read)?;
+            runs.extend(found.into_iter().map(|run| PageRun { offset: offset + run.offset, ..run }));
+        }
+        Ok(runs)
     };
-    let runs = tracing::info_span!("machine.find_dirty").in_scope(find).map_err(SaveError::Read)?;
-    copy(pid, ram, &runs, into, cancelled)
+    let runs = tracing::info_span!("machine.find_dirty").in_scope(find)?;
+    copy(pid, ram, &runs, into, hold)
 }
 
 /// Copies the dirtied pages of a process that runs and whose memory is tracked, again and again, until little is left
@@ -66,7 +82,7 @@ pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: &File) -> Result<SavedMe
             0 => torpor_sys::protect_anonymous_pages(pid, ram.address, ram.len),
             _ => torpor_sys::written_pages(pid, ram.address, ram.len, true),
         };
-        let copied = copy(pid, ram, &found.map_err(SaveError::Read)?, into, &|| false)?;
+        let copied = copy(pid, ram, &found.map_err(SaveError::Read)?, into, &|| Ok(()))?;
         all = SavedMemory {
             pages: all.pages + copied.pages,
             bytes: all.bytes + copied.bytes,
@@ -82,12 +98,12 @@ pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: &File) -> Result<SavedMe
     Ok(all)
 }
 
-fn copy(
+fn copy<H>(
     pid: u32,
     ram: GuestRam,
     runs: &[PageRun],
     into: &File,
-    cancelled: &(dyn Fn() -> bool + Sync),
+    hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {
     let pages = runs.iter().map(|run| run.len / GUEST_PAGE_BYTES).sum();
     let pieces: Vec<PageRun> = runs.iter().flat_map(|run| pieces(*run)).collect();
@@ -96,12 +112,11 @@ fn copy(
     let copy = || -> Result<(), SaveError> {
         let mut buffer = vec![0; PIECE as usize];
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if cancelled() {
-                return Err(SaveError::Cancelled);
-            }
             let buffer = &mut buffer[..piece.len as usize];
+            let held = hold()?;
             torpor_sys::read_process_memory(pid, ram.address + piece.offset, buffer)
                 .map_err(SaveError::Read)?;
+            drop(held);
             let hole_bytes = write(into, piece.offset, buffer).map_err(SaveError::Write)?;
             holes.fetch_add(hole_bytes, Ordering::Relaxed);
             written.fetch_add(piece.len - hole_bytes, Ordering::Relaxed);
@@ -224,9 +239,9 @@ mod tests {
         let address = (held.as_ptr() as u64).next_multiple_of(GUEST_PAGE_BYTES);
         let ram = GuestRam { address, len: 32 * GUEST_PAGE_BYTES };
         let file = tempfile::tempfile().unwrap();
-        let cancelled = save(std::process::id(), ram, &file, false, &|| true);
+        let cancelled = save(std::process::id(), ram, &file, false, &|| Err::<(), _>(SaveError::Cancelled));
         assert!(matches!(cancelled, Err(SaveError::Cancelled)), "{cancelled:?}");
-        let saved = save(std::process::id(), ram, &file, false, &|| false).unwrap();
+        let saved = save(std::process::id(), ram, &file, false, &|| Ok(())).unwrap();
         assert_eq!(saved, SavedMemory { pages: 32, bytes: 32 * GUEST_PAGE_BYTES, hole_bytes: 0 });
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use torpor_network::Namespace;
+use torpor_sys::PageRun;
 use torpor_types::Shape;
 
 /// Why the monitor did not do as asked.
@@ -119,6 +120,9 @@ pub trait Vmm: std::fmt::Debug + Send + Sync {
     /// Starts a process; it leads its own session and is not bound to the caller's life.
     async fn start(&self, place: Place<'_>, start: Start<'_>) -> Result<(Child, Box<dyn Vm>), VmmError>;
 
+    /// Whether its machines keep translations of guest code through a load ([`Vm::load_state_again`]).
+    fn keeps_translations(&self) -> bool;
+
     /// Reconnects to a process that an earlier server started with its control socket in `dir`, and its private RAM, if
     /// it has such, at `ram`.
     async fn adopt(&self, dir: &Path, ram: Option<GuestRam>) -> Result<Box<dyn Vm>, VmmError>;
@@ -151,6 +155,14 @@ pub trait Vm: std::fmt::Debug + Send + Sync {
 
     /// Gives an idle machine its device state; it is stopped afterwards.
     async fn load_state(&self, state: &[u8]) -> Result<(), VmmError>;
+
+    /// Puts the stopped machine back to where it was when it had no device state. For it to be given one again,
+    /// [`Vm::load_state_again`] is to be used.
+    async fn reset(&self) -> Result<(), VmmError>;
+
+    /// As [`Vm::load_state`], of a machine that was [reset](Vm::reset). What was translated from guest RAM is kept, but for
+    /// that of `stale` pages: all that are other ones than when they were translated have to be among these.
+    async fn load_state_again(&self, state: &[u8], stale: &[PageRun]) -> Result<(), VmmError>;
 
     /// Lets the guest go on.
     async fn cont(&self) -> Result<(), VmmError>;

@@ -4,12 +4,15 @@
 
 mod lab;
 
+use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lab::{Guest, Lab, SHAPE, assert_same_memory, in_lab};
 use torpor_machine::vmm::VmmError;
-use torpor_machine::{Ahead, CaptureError, LoadError, Machine, MemoryMode, SaveError};
+use torpor_machine::{Ahead, CaptureError, LoadError, LoadSource, Machine, MemoryMode, Rehearsal, SaveError};
+use torpor_network::Connector;
 use torpor_types::MIB;
 
 /// Fails, instead of hanging, when what is waited for does not come.
@@ -28,7 +31,7 @@ async fn pause(lab: &Lab, machine: &Machine, base: Option<&lab::Snapshot>) -> la
 #[ignore = "needs root and a base template: run by make test"]
 fn ten_pauses_in_a_row_lose_no_page_of_memory_and_no_block_of_disk() {
     in_lab(|lab: Lab| async move {
-        lab.machines.keep_warm(SHAPE, 1);
+        lab.machines.keep_warm(SHAPE, 1, None);
         let (mut machine, mut guest) = lab.boot().await;
         assert_eq!(guest.ask("fill 64").await, "filled 64");
         assert_eq!(guest.ask("churn").await, "churning");
@@ -252,15 +255,103 @@ fn a_snapshot_that_does_not_fit_is_refused_and_leaves_no_machine() {
 
         let short = tempfile::tempfile_in(&lab.dir).unwrap();
         short.set_len(SHAPE.memory_bytes() / 2).unwrap();
-        let source = torpor_machine::LoadSource { memory: short, ..snapshot.open() };
+        let source = LoadSource { memory: short, ..snapshot.open() };
         let error = lab.machines.claim(&SHAPE).await.unwrap().load(source).await.unwrap_err();
         assert!(matches!(error, LoadError::Vmm(VmmError::Io { .. }) | LoadError::Memory(_)), "{error}");
 
         let half = snapshot.state[..snapshot.state.len() / 2].to_vec();
-        let source = torpor_machine::LoadSource { state: half, ..snapshot.open() };
+        let source = LoadSource { state: half, ..snapshot.open() };
         let error = lab.machines.claim(&SHAPE).await.unwrap().load(source).await.unwrap_err();
         assert!(matches!(error, LoadError::Vmm(_)), "{error}");
         assert_eq!(std::fs::read_dir(lab.dir.join("run/machines")).unwrap().count(), 0);
+    });
+}
+
+/// Has the guest of a snapshot do what `asks`.
+#[derive(Debug)]
+struct Asking {
+    snapshot: lab::Snapshot,
+    asks: &'static [(&'static str, &'static str)],
+}
+
+#[async_trait::async_trait]
+impl Rehearsal for Asking {
+    fn name(&self) -> &str {
+        "asking"
+    }
+
+    async fn open(&self) -> Result<LoadSource, Box<dyn Error + Send + Sync>> {
+        Ok(self.snapshot.open())
+    }
+
+    async fn play(&self, connector: &Connector) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let mut guest = Guest::at(connector).await;
+        for (question, answer) in self.asks {
+            assert_eq!(guest.ask(question).await, *answer);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+#[ignore = "needs root and a base template: run by make test"]
+fn a_guest_never_runs_code_that_its_machine_has_rehearsed_in_another_form() {
+    in_lab(|lab: Lab| async move {
+        let (machine, mut guest) = lab.boot().await;
+        guest.ask("fill 16").await;
+        guest.ask("disk-write 1").await;
+        guest.ask("code 1").await;
+        assert_eq!(guest.ask("call").await, "returned 1");
+        let one = pause(&lab, &machine, None).await;
+        machine.destroy().await;
+        // The same page of the guest's memory, with other code.
+        let (machine, mut guest) = lab.resume(&one).await;
+        guest.ask("code 2").await;
+        assert_eq!(guest.ask("call").await, "returned 2");
+        let two = pause(&lab, &machine, Some(&one)).await;
+        machine.destroy().await;
+        one.flush();
+        two.flush();
+
+        let asks: &[_] = &[
+            ("call", "returned 1"),
+            ("code 9", "written"),
+            ("call", "returned 9"),
+            ("disk-write 1", "written"),
+        ];
+        let rehearsal: Arc<dyn Rehearsal> = Arc::new(Asking { snapshot: one.clone(), asks });
+        lab.machines.keep_warm(SHAPE, 2, Some(rehearsal));
+        for (snapshot, returns) in [(&one, "returned 1"), (&two, "returned 2"), (&one, "returned 1")] {
+            soon("a machine that has rehearsed", async {
+                let mut often = tokio::time::interval(Duration::from_millis(10));
+                while lab.machines.rehearsed(&SHAPE) == 0 {
+                    often.tick().await;
+                }
+            })
+            .await;
+            let idle = lab.machines.claim(&SHAPE).await.unwrap();
+            assert_eq!(idle.rehearsed(), Some("asking"));
+            let machine = idle.load(snapshot.open()).await.unwrap();
+            machine.cont().await.unwrap();
+            let mut guest = Guest::connect(&machine).await;
+            assert_eq!(guest.ask("call").await, returns);
+            assert_eq!(guest.ask("check").await, "checked 4096 0");
+            assert_eq!(guest.ask("disk-check 1").await, "disk ok");
+            // And what is saved of it is whole.
+            guest.ask("dirty 4").await;
+            guest.ask("disk-write 2").await;
+            let later = pause(&lab, &machine, Some(snapshot)).await;
+            assert_same_memory(&machine, &later);
+            machine.destroy().await;
+            lab.machines.keep_warm(SHAPE, 0, None);
+            let (machine, mut guest) = lab.resume(&later).await;
+            assert_eq!(guest.ask("call").await, returns);
+            assert_eq!(guest.ask("check").await, "checked 4096 0");
+            assert_eq!(guest.ask("disk-check 2").await, "disk ok");
+            machine.destroy().await;
+            let rehearsal: Arc<dyn Rehearsal> = Arc::new(Asking { snapshot: one.clone(), asks });
+            lab.machines.keep_warm(SHAPE, 2, Some(rehearsal));
+        }
     });
 }
 
@@ -277,13 +368,13 @@ fn machines_are_ready_before_they_are_asked_for_and_replaced_when_taken() {
                 }
             }
         };
-        lab.machines.keep_warm(SHAPE, 2);
+        lab.machines.keep_warm(SHAPE, 2, None);
         soon("a full pool", ready(2)).await;
         let taken = lab.machines.claim(&SHAPE).await.unwrap();
         assert_eq!(lab.machines.warm(&SHAPE), 1);
         soon("a full pool", ready(2)).await;
         taken.destroy().await;
-        lab.machines.keep_warm(SHAPE, 0);
+        lab.machines.keep_warm(SHAPE, 0, None);
         soon("an empty pool", ready(0)).await;
     });
 }

@@ -25,7 +25,7 @@ fn of_process(machine: &Machine, what: &str) -> String {
 #[ignore = "needs root and a base template: run by make test"]
 fn memory_that_is_shared_needs_nothing_preloaded_and_survives_pauses_and_copies() {
     in_lab_with(MemoryMode::Shared, |lab: Lab| async move {
-        lab.machines.keep_warm(SHAPE, 1);
+        lab.machines.keep_warm(SHAPE, 1, None);
         let (mut machine, mut guest) = lab.boot().await;
         assert!(!of_process(&machine, "environ").contains("LD_PRELOAD"));
         assert!(!of_process(&machine, "maps").contains("ram-map"));

@@ -38,6 +38,11 @@ pub enum NameService {
 // === impl EgressPolicy ===
 
 impl EgressPolicy {
+    /// Reaches nothing, and resolves no name.
+    pub fn nothing() -> Self {
+        Self { deny: vec![Ipv4Net::default()], names: NameService::Only(Vec::new()), ..Self::default() }
+    }
+
     /// Whether the egress proxy has to serve this sandbox.
     pub fn needs_proxy(&self) -> bool {
         self.inspect_allowed || self.inspect_denied || self.names == NameService::Filtered

@@ -12,6 +12,9 @@
 //!             "m" + SCM_RIGHTS fd map this memory file (opened read-only), privately, over guest RAM
 //!             "t"                 let the kernel remember which pages are written from now on
 //!             "u"                 let it forget about that
+//!             "k" + SCM_RIGHTS fd forget what was translated from the ranges in this file (offset u64, length u64, …), and
+//!                                 keep all other translations through the load of a device state
+//!             "l"                 the device state is loaded
 //!    answer   errno u64 | address u64 | length u64      in the machine's byte order; errno 0 is success
 //!    ```
 //!
@@ -28,8 +31,12 @@
 //! itself at its next write (userfaultfd(2), `UFFD_FEATURE_WP_ASYNC`, Linux 6.7 and later): nobody is waited for. It
 //! costs a fault a page, so it is on only while a copy is made.
 //!
+//! *Translations* of guest code, of a QEMU that emulates, are the subject of [`translations`].
+//!
 //! Both file descriptors are named in the environment: [`PLACEHOLDER`] and [`SOCKET`]. Without them the library is
 //! inert.
+
+mod translations;
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -53,6 +60,13 @@ static LENGTH: AtomicUsize = AtomicUsize::new(0);
 struct FileIdentity {
     device: u64,
     inode: u64,
+}
+
+/// Where guest RAM lies.
+#[derive(Debug, Clone, Copy)]
+struct Ram {
+    address: usize,
+    length: usize,
 }
 
 /// An answer on the wire: errno, address, length.
@@ -171,6 +185,8 @@ fn serve(socket: &OwnedFd) {
                 tracker = None;
                 located()
             }
+            (b'k', Some(file)) => with_ram(|ram| translations::keep(ram, &file)),
+            (b'l', None) => with_ram(|_| translations::loaded()),
             _ => failed(libc::EINVAL),
         };
         // SAFETY: the pointer and the length are those of `answer`.
@@ -185,6 +201,18 @@ fn serve(socket: &OwnedFd) {
         if sent < 0 {
             return;
         }
+    }
+}
+
+/// Does something with guest RAM, if there is some yet.
+fn with_ram(action: impl FnOnce(Ram) -> Result<(), c_int>) -> Answer {
+    let (address, length) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
+    if address == 0 {
+        return failed(libc::EAGAIN);
+    }
+    match action(Ram { address, length }) {
+        Ok(()) => located(),
+        Err(errno) => failed(errno),
     }
 }
 

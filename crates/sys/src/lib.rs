@@ -7,6 +7,7 @@ pub mod netns;
 pub mod spawn;
 pub mod tap;
 
+mod extents;
 mod pagemap;
 mod pass_fds;
 mod process_memory;
@@ -15,6 +16,7 @@ mod tsc;
 mod uring;
 mod write_back;
 
+pub use extents::Blocks;
 pub use pagemap::{PageRun, anonymous_pages, protect_anonymous_pages, written_pages};
 pub use pass_fds::send_with_fds;
 pub use process_memory::read_process_memory;

@@ -21,30 +21,26 @@ pub struct PageRun {
     pub len: u64,
 }
 
-/// Which of the anonymous pages are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// All.
-    All,
-    /// All; and each is protected against writing, until its next write.
-    AllAndProtect,
-    /// Those written since they were protected, and those that never were.
-    Written,
-    /// The same; and each is protected again.
-    WrittenAndProtect,
+/// Which of the anonymous pages are asked for, and what is done with them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Query {
+    /// Only those written since they were protected, and those that never were.
+    written: bool,
+    /// Protect each against writing, until its next write.
+    protect: bool,
 }
 
 /// The anonymous pages of a process whose memory is *tracked* (userfaultfd(2), `UFFD_FEATURE_WP_ASYNC`), protected from
 /// now on: [`written_pages`] tells which are written after this. May be asked while the process runs.
 pub fn protect_anonymous_pages(pid: u32, address: u64, len: u64) -> io::Result<Vec<PageRun>> {
-    scan(&open(pid, address, len)?, address, len, Wanted::AllAndProtect)
+    scan(&open(pid, address, len)?, address, len, Query { protect: true, ..Query::default() })
 }
 
 /// The anonymous pages of a tracked process that were written since they were protected, or never were; with
 /// `protect_again`, for the next time this is asked.
 pub fn written_pages(pid: u32, address: u64, len: u64, protect_again: bool) -> io::Result<Vec<PageRun>> {
-    let wanted = if protect_again { Wanted::WrittenAndProtect } else { Wanted::Written };
-    scan(&open(pid, address, len)?, address, len, wanted)
+    let query = Query { written: true, protect: protect_again };
+    scan(&open(pid, address, len)?, address, len, query)
 }
 
 /// The anonymous pages of process `pid` in `len` bytes from `address`, in order, neighbours merged.
@@ -53,7 +49,7 @@ pub fn written_pages(pid: u32, address: u64, len: u64, protect_again: bool) -> i
 /// scan may or may not be seen.
 pub fn anonymous_pages(pid: u32, address: u64, len: u64) -> io::Result<Vec<PageRun>> {
     let pagemap = open(pid, address, len)?;
-    match scan(&pagemap, address, len, Wanted::All) {
+    match scan(&pagemap, address, len, Query::default()) {
         // ENOTTY: a kernel before 6.7.
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read_entries(&pagemap, address, len),
         result => result,
@@ -103,15 +99,11 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
-fn scan(pagemap: &File, address: u64, len: u64, wanted: Wanted) -> io::Result<Vec<PageRun>> {
+fn scan(pagemap: &File, address: u64, len: u64, query: Query) -> io::Result<Vec<PageRun>> {
     let mut runs = Runs::default();
     let mut regions = vec![Region::default(); 4096];
-    let (flags, written) = match wanted {
-        Wanted::All => (0, 0),
-        Wanted::AllAndProtect => (PROTECT, 0),
-        Wanted::Written => (0, PAGE_IS_WRITTEN),
-        Wanted::WrittenAndProtect => (PROTECT, PAGE_IS_WRITTEN),
-    };
+    let flags = if query.protect { PROTECT } else { 0 };
+    let written = if query.written { PAGE_IS_WRITTEN } else { 0 };
     let mut start = address;
     let end = address + len;
     while start < end {

@@ -34,4 +34,4 @@ pub use guest::GuestError;
 pub use progress::{Progress, Silent};
 pub use recipe::Recipe;
 pub use rootfs::{Rootfs, RootfsError, RootfsOptions};
-pub use spec::{TemplateRecord, TemplateSpec};
+pub use spec::{DEFAULT_MEMORY_MIB, TemplateRecord, TemplateSpec};

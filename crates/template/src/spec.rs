@@ -55,14 +55,10 @@ pub struct TemplateRecord {
 // === impl TemplateSpec ===
 
 impl TemplateSpec {
-    /// The template every Torpor has, `base`, for machines run by `accelerator`.
-    pub fn base(accelerator: Accelerator) -> Self {
+    /// The template every Torpor has, `base`, for machines run by `accelerator` with so much memory.
+    pub fn base(accelerator: Accelerator, memory_mib: u32) -> Self {
         let recipe = Recipe::base();
-        let shape = Shape {
-            vcpus: accelerator.default_vcpus(),
-            memory_mib: DEFAULT_MEMORY_MIB,
-            disk_mib: recipe.disk_mib,
-        };
+        let shape = Shape { vcpus: accelerator.default_vcpus(), memory_mib, disk_mib: recipe.disk_mib };
         Self {
             template_id: TemplateId::random(),
             name: "base".to_owned(),

@@ -8,6 +8,7 @@ mod doctor;
 mod embedded;
 mod https;
 mod layout;
+mod link;
 mod lock;
 mod node;
 mod progress;

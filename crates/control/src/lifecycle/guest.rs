@@ -135,6 +135,32 @@ pub(super) async fn trust(
     tell(connector, || request).await
 }
 
+/// What [`init`] does, of nobody's sandbox.
+pub(super) async fn init_for_rehearsal(connector: &Connector) -> Result<(), InitError> {
+    let request = InitRequest {
+        access_token: Some(String::new()),
+        timestamp: Some(jiff::Timestamp::now()),
+        entropy: Some(rand::random::<[u8; ENTROPY_BYTES]>().to_vec()),
+        lifecycle_id: Some(new_lifecycle_id()),
+        ..InitRequest::default()
+    };
+    tell(connector, || request).await
+}
+
+/// Runs a command that does nothing, as the SDKs run one.
+pub(super) async fn run_for_rehearsal(connector: &Connector) -> Result<(), InitError> {
+    let body = || Ok(enveloped(br#"{"process":{"cmd":"/bin/bash","args":["-l","-c","true"]}}"#));
+    send(connector, "/process.Process/Start", "application/connect+json", body).await
+}
+
+/// A message of a Connect stream: flags, length, content.
+fn enveloped(message: &[u8]) -> Vec<u8> {
+    let mut envelope = vec![0];
+    envelope.extend((message.len() as u32).to_be_bytes());
+    envelope.extend(message);
+    envelope
+}
+
 /// Sends what `request` makes once the agent listens.
 async fn tell(connector: &Connector, request: impl FnOnce() -> InitRequest) -> Result<(), InitError> {
     let body = || serde_json::to_vec(&request()).map_err(|e| InitError::Request(e.to_string()));
@@ -174,12 +200,21 @@ async fn post(
     path: &str,
     body: impl FnOnce() -> Result<Vec<u8>, InitError>,
 ) -> Result<(), InitError> {
+    send(connector, path, "application/json", body).await
+}
+
+async fn send(
+    connector: &Connector,
+    path: &str,
+    content_type: &str,
+    body: impl FnOnce() -> Result<Vec<u8>, InitError>,
+) -> Result<(), InitError> {
     let stream = connect(connector).instrument(tracing::info_span!("guest.connect")).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = hyper::Request::post(path)
         .header("host", "agent")
-        .header("content-type", "application/json")
+        .header("content-type", content_type)
         .body(Full::new(Bytes::from(body()?)))
         .map_err(|e| InitError::Request(e.to_string()))?;
     let response = sender.send_request(request).await?;

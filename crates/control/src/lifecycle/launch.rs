@@ -1,7 +1,7 @@
 //! From a snapshot to a running machine: resumed if the snapshot has memory, booted if not.
 
 use serde::{Deserialize, Serialize};
-use torpor_machine::{LoadSource, Machine};
+use torpor_machine::{HostFacts, LoadSource, Machine};
 use torpor_types::{SandboxId, SnapshotId};
 use torpor_vault::{MachineFacts, Snapshot, interruption};
 
@@ -94,7 +94,8 @@ pub(super) async fn launch(
 /// A stopped machine with the memory of `snapshot`.
 async fn resume(node: &Node, row: &SandboxRow, snapshot: Snapshot) -> Result<Machine, LaunchError> {
     let note = Note { sandbox: row.id.clone(), base: snapshot.id().clone(), booted: None }.to_json()?;
-    let (opened, idle) = tokio::join!(open(node, snapshot, note), node.machines.claim(&row.record.shape));
+    let host = node.machines.facts().clone();
+    let (opened, idle) = tokio::join!(open(host, snapshot, note), node.machines.claim(&row.record.shape));
     let idle = idle.map_err(step("preparing a machine"))?;
     idle.load(opened?).await.map_err(step("loading the snapshot into the machine"))
 }
@@ -140,8 +141,12 @@ async fn let_run(node: &Node, row: &SandboxRow, machine: &Machine) -> Result<(),
     machine.cont().await.map_err(step("starting the machine"))
 }
 
-async fn open(node: &Node, snapshot: Snapshot, note: serde_json::Value) -> Result<LoadSource, LaunchError> {
-    let host = node.machines.facts().clone();
+/// Opens a snapshot for a machine of `host`.
+pub(super) async fn open(
+    host: HostFacts,
+    snapshot: Snapshot,
+    note: serde_json::Value,
+) -> Result<LoadSource, LaunchError> {
     let opening = tokio::task::spawn_blocking(move || {
         if let Some(why) = super::node::mismatch(&snapshot.manifest().machine, &host) {
             return Err(LaunchError::Mismatch { id: snapshot.id().clone(), why });

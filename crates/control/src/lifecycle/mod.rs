@@ -29,6 +29,7 @@ mod node;
 mod origin;
 mod rebuild;
 mod reconcile;
+mod rehearsal;
 mod room;
 mod save;
 mod snapshots;

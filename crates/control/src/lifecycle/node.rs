@@ -1,18 +1,20 @@
 //! What all actors of this node share: registry, vault, machines, limits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
 use torpor_network::{Network, Reach};
-use torpor_types::{Egress, ProxyAddress, SandboxId, Shape, SnapshotId, TeamId};
+use torpor_types::{Egress, ProxyAddress, SandboxId, SnapshotId, TeamId};
 use torpor_vault::{Claim, MachineFacts, Vault};
 
 use super::api::LifecycleError;
 use super::bases::Bases;
 use super::boot::Kernels;
 use super::limits::{Limits, Starts};
-use crate::registry::{Registry, RegistryError, SandboxRow};
+use super::rehearsal::TemplateRehearsal;
+use crate::registry::{Registry, RegistryError, SandboxRow, TemplateRow};
 use crate::retention::Retention;
 use crate::telemetry::Telemetry;
 
@@ -163,15 +165,17 @@ impl Node {
     /// Has machines prepared for every template there is.
     pub(super) async fn warm_up(&self) {
         match self.registry.templates().await {
-            Ok(templates) => templates.iter().for_each(|template| self.keep_warm(&template.shape)),
+            Ok(templates) => templates.iter().for_each(|template| self.keep_warm(template)),
             Err(error) => {
                 tracing::warn!(%error, "no machines are kept ready: the templates cannot be listed")
             }
         }
     }
 
-    pub(super) fn keep_warm(&self, shape: &Shape) {
-        self.machines.keep_warm(*shape, self.warm_machines);
+    /// Has machines prepared that are like those of a template.
+    pub(super) fn keep_warm(&self, template: &TemplateRow) {
+        let rehearsal = Arc::new(TemplateRehearsal::new(self, template));
+        self.machines.keep_warm(template.shape, self.warm_machines, Some(rehearsal));
     }
 
     /// The snapshots that a template, a sandbox or a user's snapshot starts from, as far as the database knows.
@@ -214,7 +218,7 @@ pub(super) fn mismatch(snapshot: &MachineFacts, host: &HostFacts) -> Option<Stri
 
 #[cfg(test)]
 mod tests {
-    use torpor_types::Accelerator;
+    use torpor_types::{Accelerator, Shape};
 
     use super::*;
 

@@ -54,7 +54,7 @@ impl Origin {
             _ => None,
         };
         if let Some(template) = template {
-            node.keep_warm(&template.shape);
+            node.keep_warm(&template);
             return Ok(Origin {
                 template_id: template.id,
                 template_name: template.name,

@@ -124,18 +124,19 @@ impl Memory {
         }
     }
 
-    /// Saves the memory of the stopped machine into `into`, after what was done `ahead`. Blocks.
-    pub(crate) fn save(
+    /// Saves the memory of the stopped machine into `into`, after what was done `ahead`. Blocks. The machine stands still as
+    /// long as what `hold` gives is held.
+    pub(crate) fn save<H>(
         &self,
         vm: &dyn Vm,
         pid: u32,
         into: &File,
         ahead: bool,
-        cancelled: &(dyn Fn() -> bool + Sync),
+        hold: &(impl Fn() -> Result<H, SaveError> + Sync),
     ) -> Result<SavedMemory, SaveError> {
         match self {
-            Self::Private => private::save(vm, pid, into, ahead, cancelled),
-            Self::Shared(ram) => ram.save(into, ahead, cancelled),
+            Self::Private => private::save(vm, pid, into, ahead, hold),
+            Self::Shared(ram) => ram.save(into, ahead, hold),
         }
     }
 

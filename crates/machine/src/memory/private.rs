@@ -24,14 +24,14 @@ pub(super) async fn untrack(vm: &dyn Vm) {
     }
 }
 
-pub(super) fn save(
+pub(super) fn save<H>(
     vm: &dyn Vm,
     pid: u32,
     into: &File,
     ahead: bool,
-    cancelled: &(dyn Fn() -> bool + Sync),
+    hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {
-    save::save(pid, mapped(vm)?, into, ahead, cancelled)
+    save::save(pid, mapped(vm)?, into, ahead, hold)
 }
 
 /// How much memory is the machine's alone, in bytes: never less than what [`save`] writes, for it counts QEMU's own

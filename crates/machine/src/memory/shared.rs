@@ -94,40 +94,38 @@ impl RamFile {
     }
 
     /// Clones it into `into`. The guest stands still; if it was flushed `ahead`, it shall not do so for long.
-    pub(super) fn save(
+    pub(super) fn save<H>(
         &self,
         into: &File,
         ahead: bool,
-        cancelled: &(dyn Fn() -> bool + Sync),
+        hold: &(impl Fn() -> Result<H, SaveError> + Sync),
     ) -> Result<SavedMemory, SaveError> {
         // Whoever took QEMU over could have cut it.
         self.check_len(&self.file).map_err(SaveError::Read)?;
         if !ahead {
-            self.flush(cancelled)?;
+            self.flush(hold)?;
         }
         if self.damaged.load(Ordering::Acquire) {
             return Err(SaveError::Damaged);
         }
-        if cancelled() {
-            return Err(SaveError::Cancelled);
-        }
+        let held = hold()?;
         let cloning = tracing::info_span!("machine.clone_memory");
         if let Err(error) = cloning.in_scope(|| ioctl_ficlone(into, &self.file)) {
             // It flushes what is left before it clones.
             self.damaged.fetch_or(error == Errno::IO, Ordering::AcqRel);
             return Err(SaveError::Write(error.into()));
         }
-        let hole_bytes = if ahead { 0 } else { self.punch_zeros(into, cancelled)? };
+        drop(held);
+        let hole_bytes = if ahead { 0 } else { self.punch_zeros(into, hold)? };
         Ok(SavedMemory { hole_bytes, ..SavedMemory::default() })
     }
 
     #[tracing::instrument(name = "machine.flush_memory", skip_all)]
-    fn flush(&self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), SaveError> {
+    fn flush<H>(&self, hold: &(impl Fn() -> Result<H, SaveError> + Sync)) -> Result<(), SaveError> {
         let mut at = 0;
         while at < self.bytes {
-            if cancelled() {
-                return Err(SaveError::Cancelled);
-            }
+            // Asked, not kept: a guest that goes on need not wait for the disk.
+            drop(hold()?);
             let written = torpor_sys::write_back(&self.file, at, PIECE);
             written.inspect_err(|_| self.damaged.store(true, Ordering::Release)).map_err(SaveError::Flush)?;
             at += PIECE;
@@ -138,13 +136,15 @@ impl RamFile {
     /// Makes holes in `into`, a clone, where the RAM holds long zeros, as far as it is in the page cache: what is not has not
     /// been written since it was loaded, and was looked at then.
     #[tracing::instrument(name = "machine.punch_zeros", skip_all)]
-    fn punch_zeros(&self, into: &File, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<u64, SaveError> {
+    fn punch_zeros<H>(
+        &self,
+        into: &File,
+        hold: &(impl Fn() -> Result<H, SaveError> + Sync),
+    ) -> Result<u64, SaveError> {
         let mut buffer = vec![0; PIECE_READ];
         let (mut at, mut data_until, mut hole_bytes) = (0, 0, 0);
         while at < self.bytes {
-            if cancelled() {
-                return Err(SaveError::Cancelled);
-            }
+            let _held = hold()?;
             if at >= data_until {
                 let Some((start, end)) = next_data(into, at).map_err(SaveError::Write)? else { break };
                 (at, data_until) = (start, end.min(self.bytes));
@@ -224,33 +224,36 @@ mod tests {
         let ram = ram_of(&bytes);
         let clone = tempfile::tempfile().unwrap();
         clone.write_all_at(&bytes, 0).unwrap();
-        let holes = ram.punch_zeros(&clone, &|| false).unwrap();
+        let holes = ram.punch_zeros(&clone, &|| Ok(())).unwrap();
         let mut read = vec![3; bytes.len()];
         clone.read_exact_at(&mut read, 0).unwrap();
         assert!(read == bytes);
         // A file system that does not tell what is cached makes no holes.
         assert!(holes == LONG as u64 || holes == 0, "{holes}");
-        assert!(matches!(ram.punch_zeros(&clone, &|| true), Err(SaveError::Cancelled)));
+        assert!(matches!(
+            ram.punch_zeros(&clone, &|| Err::<(), _>(SaveError::Cancelled)),
+            Err(SaveError::Cancelled)
+        ));
     }
 
     #[test]
     fn a_ram_file_of_another_size_is_not_saved() {
         let ram = RamFile { bytes: 1 << 20, ..ram_of(&[1; 4096]) };
-        let error = ram.save(&tempfile::tempfile().unwrap(), false, &|| false).unwrap_err();
+        let error = ram.save(&tempfile::tempfile().unwrap(), false, &|| Ok(())).unwrap_err();
         assert!(error.to_string().contains("4096 bytes"), "{error}");
     }
 
     #[test]
     fn what_could_not_be_written_once_is_never_saved() {
         let ram = RamFile { damaged: AtomicBool::new(true), ..ram_of(&[1; 4096]) };
-        let refused = ram.save(&tempfile::tempfile().unwrap(), false, &|| false);
+        let refused = ram.save(&tempfile::tempfile().unwrap(), false, &|| Ok(()));
         assert!(matches!(refused, Err(SaveError::Damaged)), "{refused:?}");
     }
 
     #[test]
     fn flushing_ends_when_nobody_wants_it_any_more() {
         let ram = ram_of(&vec![1; 3 * PIECE as usize]);
-        ram.flush(&|| false).unwrap();
-        assert!(matches!(ram.flush(&|| true), Err(SaveError::Cancelled)));
+        ram.flush(&|| Ok(())).unwrap();
+        assert!(matches!(ram.flush(&|| Err::<(), _>(SaveError::Cancelled)), Err(SaveError::Cancelled)));
     }
 }

@@ -100,6 +100,10 @@ impl Vmm for Qemu {
         }
     }
 
+    fn keeps_translations(&self) -> bool {
+        self.accelerator() == Accelerator::Tcg && version::keeps_translations(&self.facts.qemu_version)
+    }
+
     async fn adopt(&self, dir: &Path, ram: Option<GuestRam>) -> Result<Box<dyn Vm>, VmmError> {
         let qmp = process::connect(&dir.join(QMP_SOCKET), &dir.join(crate::logs::QEMU_LOG)).await?;
         Ok(Box::new(QemuVm::new(qmp, ram, None)))

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,13 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use torpor_sys::PageRun;
 
-use super::qmp::Qmp;
+use super::qmp::{COMMAND_LIMIT, Qmp};
 use super::ram::RamSocket;
 use crate::vmm::{GuestRam, RunState, Vm, VmmError};
 
@@ -26,6 +29,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(120);
 const STATE_LIMIT: Duration = Duration::from_secs(30);
 /// The name under which QEMU is given the socket for its device state.
 const STATE_FD: &str = "state";
+
+/// The set of descriptors it is given in, where QEMU wants a path.
+const STATE_FDSET: u32 = 3;
+/// How often a machine that is being reset is asked whether it is.
+const RESET_POLL: Duration = Duration::from_millis(1);
 
 /// A process and our connections to it.
 #[derive(Debug)]
@@ -42,6 +50,13 @@ fn cannot_track(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = Errno::from_io_error(error);
     [Errno::INVAL, Errno::NOSYS, Errno::PERM].into_iter().any(|known| errno == Some(known))
+}
+
+/// Bytes in a file that cannot be written to: QEMU opens it anew, as it is.
+fn read_only(bytes: &[u8]) -> io::Result<File> {
+    let file = File::from(memfd_create("device-state", MemfdFlags::CLOEXEC)?);
+    file.write_all_at(bytes, 0)?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 pub(super) fn io_error(doing: &'static str, source: io::Error) -> VmmError {
@@ -99,6 +114,18 @@ impl QemuVm {
         Self { qmp, guest_ram, ram }
     }
 
+    /// What QEMU calls its state.
+    async fn status(&self, doing: &'static str) -> Result<String, VmmError> {
+        let status = self.qmp.execute(doing, "query-status", json!({})).await?;
+        Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    /// The way to the preloaded library.
+    fn ram(&self, doing: &'static str) -> Result<&RamSocket, VmmError> {
+        let adopted = || VmmError::Refused { doing, why: "an adopted machine has its memory".to_owned() };
+        self.ram.as_ref().ok_or_else(adopted)
+    }
+
     /// One end of a new socket pair for us, the other for QEMU under the name [`STATE_FD`].
     async fn state_socket(&self, doing: &'static str) -> Result<UnixStream, VmmError> {
         let (ours, theirs) = StdUnixStream::pair().map_err(|error| io_error(doing, error))?;
@@ -115,11 +142,10 @@ impl Vm for QemuVm {
     }
 
     async fn run_state(&self) -> Result<RunState, VmmError> {
-        let status = self.qmp.execute("asking for the state", "query-status", json!({})).await?;
-        Ok(match status.get("status").and_then(Value::as_str) {
-            Some("running") => RunState::Running,
-            Some("inmigrate") => RunState::Idle,
-            Some("postmigrate") => RunState::Captured,
+        Ok(match self.status("asking for the state").await?.as_str() {
+            "running" => RunState::Running,
+            "inmigrate" => RunState::Idle,
+            "postmigrate" => RunState::Captured,
             _ => RunState::Stopped,
         })
     }
@@ -148,11 +174,7 @@ impl Vm for QemuVm {
 
     #[tracing::instrument(name = "machine.map_memory", skip_all)]
     async fn map_memory(&self, memory: &File) -> Result<(), VmmError> {
-        let doing = "mapping the snapshot's memory";
-        let Some(ram) = &self.ram else {
-            return Err(VmmError::Refused { doing, why: "an adopted machine has its memory".to_owned() });
-        };
-        ram.map(memory).await.map(drop)
+        self.ram("mapping the snapshot's memory")?.map(memory).await.map(drop)
     }
 
     #[tracing::instrument(name = "machine.track_memory", skip_all)]
@@ -186,6 +208,39 @@ impl Vm for QemuVm {
         }
         drop(socket);
         self.qmp.migrated(doing, STATE_LIMIT).await
+    }
+
+    #[tracing::instrument(name = "machine.reset", skip_all)]
+    async fn reset(&self) -> Result<(), VmmError> {
+        let doing = "resetting the machine";
+        // Else a reset is the end of the process (`-no-reboot`).
+        self.qmp.execute(doing, "set-action", json!({ "reboot": "reset" })).await?;
+        self.qmp.execute(doing, "system_reset", json!({})).await?;
+        let done = async {
+            while self.status(doing).await? != "prelaunch" {
+                tokio::time::sleep(RESET_POLL).await;
+            }
+            Ok(())
+        };
+        let reset = tokio::time::timeout(STATE_LIMIT, done).await;
+        reset.map_err(|_| VmmError::Timeout { doing, within: STATE_LIMIT })??;
+        self.qmp.execute(doing, "set-action", json!({ "reboot": "shutdown" })).await.map(drop)
+    }
+
+    #[tracing::instrument(name = "machine.load_state_again", skip_all)]
+    async fn load_state_again(&self, state: &[u8], stale: &[PageRun]) -> Result<(), VmmError> {
+        let doing = "loading the device state";
+        let ram = self.ram(doing)?;
+        let file = read_only(state).map_err(|error| io_error(doing, error))?;
+        ram.keep_translations(stale).await?;
+        let set = json!({ "fdset-id": STATE_FDSET });
+        let added = self.qmp.execute_within(doing, COMMAND_LIMIT, "add-fd", set.clone(), Some(file.as_fd()));
+        added.await?;
+        // Meant for Xen: the one command that loads device state, and nothing else, into a machine that has run.
+        let path = json!({ "filename": format!("/dev/fdset/{STATE_FDSET}") });
+        self.qmp.execute_within(doing, STATE_LIMIT, "xen-load-devices-state", path, None).await?;
+        self.qmp.execute(doing, "remove-fd", set).await?;
+        ram.loaded().await.map(drop)
     }
 
     #[tracing::instrument(name = "machine.cont", skip_all)]

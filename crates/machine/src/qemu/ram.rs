@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use torpor_sys::PageRun;
 
 use super::process::io_error;
 use crate::async_fd::async_fd;
@@ -58,6 +60,25 @@ impl RamSocket {
     /// Has it forget about that.
     pub(super) async fn untrack(&self) -> Result<GuestRam, VmmError> {
         self.ask("tracking no more what the guest writes", b"u", &[]).await
+    }
+
+    /// Has QEMU forget what it translated from `stale` pages, and keep all else through the load that follows.
+    pub(super) async fn keep_translations(&self, stale: &[PageRun]) -> Result<GuestRam, VmmError> {
+        let doing = "keeping what was translated";
+        let ranges = || -> io::Result<File> {
+            let words = stale.iter().flat_map(|run| [run.offset, run.len]);
+            let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+            let file = File::from(memfd_create("stale-pages", MemfdFlags::CLOEXEC)?);
+            file.write_all_at(&bytes, 0)?;
+            Ok(file)
+        };
+        let ranges = ranges().map_err(|error| io_error(doing, error))?;
+        self.ask(doing, b"k", &[ranges.as_fd()]).await
+    }
+
+    /// Lets QEMU forget its translations again when it wants to.
+    pub(super) async fn loaded(&self) -> Result<GuestRam, VmmError> {
+        self.ask("ending a load", b"l", &[]).await
     }
 
     async fn ask(

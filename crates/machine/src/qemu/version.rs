@@ -13,6 +13,15 @@ use crate::facts::HostFacts;
 const SMALL: &str = "qemu-system-x86_64-microvm";
 const FULL: &str = "qemu-system-x86_64";
 
+/// Releases whose machines keep translations of guest code through a load. What the preloaded library calls of QEMU
+/// for that (crates/ram-map, translations.rs) may be another thing in others: look there before one is added.
+const KEEPS_TRANSLATIONS: [&str; 1] = ["10.0."];
+
+/// Whether a QEMU of that version keeps translations through a load.
+pub(crate) fn keeps_translations(version: &str) -> bool {
+    KEEPS_TRANSLATIONS.iter().any(|release| version.starts_with(release))
+}
+
 /// The program to use, by its full path, and its version.
 pub(crate) fn find(
     configured: Option<&Path>,

@@ -12,6 +12,8 @@
 //! zero MIB        zeroed PAGES             writes zeros over the first MIB
 //! disk-write N    written                  writes 4 KiB made from N at 4096·N of /dev/vda, with fsync
 //! disk-check N    disk ok|disk wrong       reads it back past the page cache
+//! code N          written                  writes a function that returns N over the one before, in the same place
+//! call            returned N               calls it
 //! ```
 
 use std::ffi::{CString, c_char, c_int, c_long, c_ulong};
@@ -26,7 +28,11 @@ unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn mmap(address: usize, length: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut u8;
 }
+
+/// A page for code, at an address of its own.
+const CODE_AT: usize = 0x7000_0000_0000;
 
 const WORDS: usize = 512;
 type Page = [u64; WORDS];
@@ -174,6 +180,23 @@ fn answer(held: &mut Held, line: &str) -> String {
             let bytes = unsafe { std::slice::from_raw_parts_mut(read.0.as_mut_ptr().cast::<u8>(), 4096) };
             disk.read_exact(bytes).unwrap();
             if bytes == block(number).as_slice() { "disk ok".into() } else { "disk wrong".into() }
+        }
+        "code" => {
+            // Readable, writable, executable; private, fixed, anonymous. A page that is there stays the same.
+            const PRIVATE_FIXED_ANONYMOUS: c_int = 0x02 | 0x10_0000 | 0x20;
+            let code = unsafe {
+                mmap(CODE_AT, 4096, 7, PRIVATE_FIXED_ANONYMOUS, -1, 0);
+                std::slice::from_raw_parts_mut(CODE_AT as *mut u8, 6)
+            };
+            // mov eax, N; ret
+            code[0] = 0xb8;
+            code[1..5].copy_from_slice(&(number as u32).to_le_bytes());
+            code[5] = 0xc3;
+            "written".into()
+        }
+        "call" => {
+            let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(CODE_AT) };
+            format!("returned {}", function())
         }
         _ => format!("unknown command {command}"),
     }

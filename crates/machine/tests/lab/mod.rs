@@ -35,6 +35,7 @@ pub(crate) struct Lab {
 }
 
 /// A snapshot without manifest.
+#[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     pub(crate) memory: PathBuf,
     pub(crate) disk: PathBuf,
@@ -204,6 +205,11 @@ async fn start(dir: &Path, network: &Network, mode: MemoryMode) -> Machines {
 // === impl Snapshot ===
 
 impl Snapshot {
+    /// Makes it durable, as published snapshots are.
+    pub(crate) fn flush(&self) {
+        [&self.memory, &self.disk].iter().for_each(|path| File::open(path).unwrap().sync_all().unwrap());
+    }
+
     pub(crate) fn open(&self) -> LoadSource {
         LoadSource {
             disk: File::open(&self.disk).unwrap(),
@@ -218,7 +224,11 @@ impl Snapshot {
 
 impl Guest {
     pub(crate) async fn connect(machine: &Machine) -> Self {
-        Self(BufReader::new(machine.connector().connect(AGENT_PORT).await.unwrap()))
+        Self::at(&machine.connector()).await
+    }
+
+    pub(crate) async fn at(connector: &Connector) -> Self {
+        Self(BufReader::new(connector.connect(AGENT_PORT).await.unwrap()))
     }
 
     /// Waits until a guest that boots answers; the caller sets the limit.

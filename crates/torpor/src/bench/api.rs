@@ -3,25 +3,29 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper::Method;
 use serde_json::{Value, json};
 use torpor_envd_api::ENVD_PORT;
+use torpor_envd_api::process::process_event::Event;
+use torpor_envd_api::process::process_event::data_event::Output;
+use torpor_envd_api::process::{ProcessConfig, StartRequest, StartResponse};
+
+use crate::link::{Answer, Link, NoAnswer, ToPort, text_of};
+
+pub(crate) use crate::link::Handle;
 
 /// A call did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     /// No answer.
-    #[error("{what}: {why}. Does a server listen there (torpor serve)?")]
-    NoAnswer { what: String, why: String },
+    #[error("{0}. Does a server listen there (torpor serve)?")]
+    NoAnswer(#[from] NoAnswer),
     /// An answer that is an error.
     #[error("{what} was answered {status}: {body}")]
     Refused { what: String, status: u16, body: String },
+    /// An answer that is not one.
+    #[error("a sandbox was created that has no id: {0}")]
+    NoId(Value),
     /// A command in the sandbox failed.
     #[error("the command `{command}` in the sandbox failed: {why}")]
     Command { command: String, why: String },
@@ -40,40 +44,30 @@ pub(crate) struct Timed {
 /// One server, one key.
 #[derive(Clone)]
 pub(crate) struct Api {
-    client: Client<HttpConnector, Full<Bytes>>,
-    url: String,
-    key: String,
-}
-
-/// A sandbox, as far as a measurement needs it.
-#[derive(Debug, Clone)]
-pub(crate) struct Handle {
-    pub(crate) id: String,
-    pub(crate) token: Option<String>,
-}
-
-// === impl Handle ===
-
-impl Handle {
-    fn of(body: &Value) -> Handle {
-        let text = |field: &str| body[field].as_str().map(str::to_owned);
-        Handle { id: text("sandboxID").unwrap_or_default(), token: text("envdAccessToken") }
-    }
+    link: Link,
 }
 
 // === impl Api ===
 
 impl Api {
     pub(crate) fn new(url: &str, key: &str) -> Api {
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        Api { client, url: url.trim_end_matches('/').to_owned(), key: key.to_owned() }
+        Api { link: Link::new(url.trim_end_matches('/').to_owned(), key.to_owned()) }
     }
 
     /// Creates a sandbox that lives for an hour.
     pub(crate) async fn create(&self, template: &str) -> Result<(Handle, Timed), ApiError> {
         let body = json!({ "templateID": template, "timeout": 3600 });
         let answer = self.call(Method::POST, "/v2/sandboxes", Some(body)).await?;
-        Ok((Handle::of(&answer.body), answer))
+        match Handle::of(&answer.body) {
+            Some(handle) => Ok((handle, answer)),
+            None => Err(ApiError::NoId(answer.body)),
+        }
+    }
+
+    /// How much memory it has.
+    pub(crate) async fn memory_mib(&self, sandbox: &Handle) -> Result<u32, ApiError> {
+        let detail = self.call(Method::GET, &format!("/sandboxes/{}", sandbox.id), None).await?;
+        Ok(detail.body["memoryMB"].as_u64().and_then(|mib| u32::try_from(mib).ok()).unwrap_or_default())
     }
 
     /// Pauses it.
@@ -112,122 +106,61 @@ impl Api {
 
     /// Asks the agent in the sandbox whether it is well.
     pub(crate) async fn agent_health(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
-        let request = self.to_sandbox(Method::GET, "/health", sandbox, Bytes::new(), "application/json");
-        self.send("GET /health in the sandbox".to_owned(), request).await
+        let asked = self.link.ask(sandbox, ToPort::get(ENVD_PORT, "/health"));
+        timed("GET /health in the sandbox", asked).await
     }
 
     /// Runs a shell command in the sandbox and returns what it printed.
     pub(crate) async fn run(&self, sandbox: &Handle, command: &str) -> Result<String, ApiError> {
         let failed = |why: String| ApiError::Command { command: command.to_owned(), why };
-        let start =
-            json!({ "process": { "cmd": "/bin/bash", "args": ["-l", "-c", command] }, "stdin": false });
-        // One Connect envelope: a byte of flags, the length, the message.
-        let message = start.to_string();
-        let mut body = vec![0];
-        body.extend((message.len() as u32).to_be_bytes());
-        body.extend(message.as_bytes());
-        let path = "/process.Process/Start";
-        let request = self.to_sandbox(Method::POST, path, sandbox, body.into(), "application/connect+json");
-        let answer = self.raw(format!("`{command}` in the sandbox"), request).await?.0;
+        let args = ["-l", "-c", command].map(str::to_owned).into();
+        let process = ProcessConfig { cmd: "/bin/bash".to_owned(), args, ..Default::default() };
+        let request = StartRequest { process: process.into(), stdin: Some(false), ..Default::default() };
+        let started = self.link.processes(sandbox, None)?.start(request).await;
+        let mut events = started.map_err(|error| failed(text_of(&error)))?;
         let mut output = Vec::new();
-        let mut exit = None;
-        let mut rest = &answer[..];
-        while let Some((header, tail)) = rest.split_first_chunk::<5>() {
-            let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
-            let (message, tail) =
-                tail.split_at_checked(length).ok_or_else(|| failed("cut off".to_owned()))?;
-            rest = tail;
-            let message: Value = serde_json::from_slice(message).map_err(|e| failed(e.to_string()))?;
-            if let Some(error) = message.get("error") {
-                return Err(failed(error.to_string()));
-            }
-            let event = &message["event"];
-            for stream in ["stdout", "stderr"] {
-                let data = event["data"][stream].as_str().unwrap_or_default();
-                output.extend(base64::engine::general_purpose::STANDARD.decode(data).unwrap_or_default());
-            }
-            if let Some(end) = event.get("end") {
-                exit = Some(end["exitCode"].as_i64().unwrap_or(0));
+        while let Some(message) =
+            events.message::<StartResponse>().await.map_err(|error| failed(text_of(&error)))?
+        {
+            match message.to_owned_message().event.into_option().and_then(|event| event.event) {
+                Some(Event::Data(data)) => match data.output {
+                    Some(Output::Stdout(bytes) | Output::Stderr(bytes) | Output::Pty(bytes)) => {
+                        output.extend(bytes);
+                    }
+                    None => {}
+                },
+                Some(Event::End(end)) => {
+                    let output = String::from_utf8_lossy(&output).into_owned();
+                    return match end.exit_code {
+                        0 => Ok(output),
+                        code => Err(failed(format!("exit code {code}: {output}"))),
+                    };
+                }
+                Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
             }
         }
-        let output = String::from_utf8_lossy(&output).into_owned();
-        match exit {
-            Some(0) => Ok(output),
-            Some(code) => Err(failed(format!("exit code {code}: {output}"))),
-            None => Err(failed(format!("it did not end: {output}"))),
-        }
+        let why = events.error().map_or_else(|| "it did not end".to_owned(), text_of);
+        Err(failed(format!("{why}: {}", String::from_utf8_lossy(&output))))
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Timed, ApiError> {
         let what = format!("{method} {path}");
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
-        let request = Request::builder()
-            .method(method)
-            .uri(self.uri(path))
-            .header("x-api-key", &self.key)
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)));
-        self.send(what, request).await
-    }
-
-    fn to_sandbox(
-        &self,
-        method: Method,
-        path: &str,
-        sandbox: &Handle,
-        body: Bytes,
-        content_type: &str,
-    ) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(self.uri(path))
-            .header("e2b-sandbox-id", &sandbox.id)
-            .header("e2b-sandbox-port", ENVD_PORT)
-            .header("connect-protocol-version", "1")
-            .header("content-type", content_type);
-        if let Some(token) = &sandbox.token {
-            request = request.header("x-access-token", token);
-        }
-        request.body(Full::new(body))
-    }
-
-    async fn send(
-        &self,
-        what: String,
-        request: Result<Request<Full<Bytes>>, hyper::http::Error>,
-    ) -> Result<Timed, ApiError> {
-        let started = Instant::now();
-        let (body, steps) = self.raw(what, request).await?;
-        let waited = started.elapsed();
-        Ok(Timed { body: serde_json::from_slice(&body).unwrap_or(Value::Null), waited, steps })
-    }
-
-    async fn raw(
-        &self,
-        what: String,
-        request: Result<Request<Full<Bytes>>, hyper::http::Error>,
-    ) -> Result<(Bytes, BTreeMap<String, f64>), ApiError> {
-        let no_answer = |why: String| ApiError::NoAnswer { what: what.clone(), why };
-        let request = request.map_err(|e| no_answer(e.to_string()))?;
-        let response = self.client.request(request).await.map_err(|e| no_answer(root_cause(&e)))?;
-        let status = response.status();
-        let header = response.headers().get("server-timing").and_then(|value| value.to_str().ok());
-        let steps = header.map(parse_steps).unwrap_or_default();
-        let body = response.into_body().collect().await.map_err(|e| no_answer(root_cause(&e)))?.to_bytes();
-        if status.is_success() {
-            return Ok((body, steps));
-        }
-        let body = String::from_utf8_lossy(&body).into_owned();
-        Err(ApiError::Refused { what, status: status.as_u16(), body })
-    }
-
-    fn uri(&self, path: &str) -> Uri {
-        format!("{}{path}", self.url).parse().unwrap_or_default()
+        timed(&what, self.link.call(method, path, body)).await
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), root_cause)
+/// Waits for an answer that has to be a good one.
+async fn timed(what: &str, asked: impl Future<Output = Result<Answer, NoAnswer>>) -> Result<Timed, ApiError> {
+    let started = Instant::now();
+    let answer = asked.await?;
+    let waited = started.elapsed();
+    if !answer.is_success() {
+        let body = String::from_utf8_lossy(&answer.bytes).into_owned();
+        return Err(ApiError::Refused { what: what.to_owned(), status: answer.status, body });
+    }
+    let header = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
+    let steps = header.map(parse_steps).unwrap_or_default();
+    Ok(Timed { body: answer.body, waited, steps })
 }
 
 /// The steps of a `Server-Timing` header, in milliseconds; a step that occurs twice is added up.

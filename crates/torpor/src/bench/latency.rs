@@ -1,9 +1,11 @@
 //! `torpor bench latency`: how long a caller waits for create, pause and resume.
 //!
-//! One sandbox holds random live data in a Python process, with a checksum, and works a little between the
-//! rounds. Each round pauses it, waits until the pause is durable (so that the resume is one from disk, in a fresh
-//! machine), resumes it, and asks its agent for a sign of life. A second series resumes before the pause is durable. A third
-//! takes snapshots of another sandbox, which runs on, and has written 100 MB since the one before.
+//! One sandbox holds random live data in a Python process, with a checksum. Each round pauses it, waits until the pause is
+//! durable (so that the resume is one from disk, in a fresh machine), resumes it, and asks its agent for a sign of life.
+//! In the first series all live data was written since the snapshot it came from: the first time because it is new, then
+//! because every page is written anew. In the second it works a little between the rounds, as sandboxes mostly do. The
+//! third resumes before the pause is durable. The fourth takes snapshots while it runs on, and has written 100 MB since the
+//! one before (in a sandbox of its own, where there is no room for that beside the live data).
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,9 @@ pub(crate) struct LatencyOptions {
     /// Rounds of each series
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
+    /// Rounds of the series in which all live data has changed since the last pause
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rewrites: u32,
     /// Random live data in the sandbox, in MB
     #[arg(long, default_value_t = 400)]
     pub(crate) live_mb: u32,
@@ -26,6 +31,9 @@ pub(crate) struct LatencyOptions {
 
 /// The server's step in which a machine that is copied stands still.
 const STOPPED: &str = "sandbox.stopped";
+
+/// What the guest and the snapshots' 100 MB need beside the live data, in MiB.
+const ROOM_FOR_SNAPSHOTS_MIB: u32 = 400;
 
 /// Writes 100 MB that are not zeros into the guest's memory.
 const DIRTY_100_MB: &str = "head -c 5000000 /dev/urandom > /dev/shm/seed; \
@@ -64,17 +72,62 @@ pub(crate) async fn measure(
         api.kill(&sandbox).await?;
         progress("create", round + 1);
     }
-    let (sandbox, _) = api.create(&options.template).await?;
-    let measured = rounds(api, options, &sandbox, &mut progress).await;
-    api.kill(&sandbox).await?;
     let mut all = vec![create.series("create"), created.series("create until the agent's first answer")];
-    all.extend(measured?);
-    // Another one: beside the live data of the first there would be no room for what is written here.
     let (sandbox, _) = api.create(&options.template).await?;
-    let measured = snapshots(api, options, &sandbox, &mut progress).await;
+    let has_room = api.memory_mib(&sandbox).await? >= options.live_mb + ROOM_FOR_SNAPSHOTS_MIB;
+    let measured = with_live_data(api, options, &sandbox, has_room, &mut progress).await;
     api.kill(&sandbox).await?;
     all.extend(measured?);
+    if !has_room {
+        let (sandbox, _) = api.create(&options.template).await?;
+        let measured = snapshots(api, options, &sandbox, &mut progress).await;
+        api.kill(&sandbox).await?;
+        all.extend(measured?);
+    }
     Ok(all.into_iter().flatten().collect())
+}
+
+async fn with_live_data(
+    api: &Api,
+    options: &LatencyOptions,
+    sandbox: &Handle,
+    has_room: bool,
+    progress: &mut impl FnMut(&str, u32),
+) -> Result<Vec<Option<Series>>, ApiError> {
+    progress("filling the memory", 1);
+    let before = fill(api, sandbox, options.live_mb).await?;
+    let mut all = rewritten(api, options, sandbox, progress).await?;
+    all.extend(rounds(api, options, sandbox, progress).await?);
+    if has_room {
+        all.extend(snapshots(api, options, sandbox, progress).await?);
+    }
+    check(api, sandbox, &before).await?;
+    Ok(all)
+}
+
+async fn rewritten(
+    api: &Api,
+    options: &LatencyOptions,
+    sandbox: &Handle,
+    progress: &mut impl FnMut(&str, u32),
+) -> Result<Vec<Option<Series>>, ApiError> {
+    let (mut pause, mut durable) = (Collector::default(), Collector::default());
+    for round in 0..options.rewrites {
+        if round > 0 {
+            api.run(sandbox, "rm /tmp/rewritten; kill -USR2 $(cat /tmp/holder.pid)").await?;
+            wait_for(api, sandbox, "/tmp/rewritten").await?;
+        }
+        let started = std::time::Instant::now();
+        pause.add(&api.pause(sandbox).await?);
+        api.wait_until_durable(sandbox).await?;
+        durable.waited.push(started.elapsed().as_secs_f64() * 1e3);
+        api.connect(sandbox).await?;
+        progress("pause with all live data changed", round + 1);
+    }
+    Ok(vec![
+        pause.series("pause, all live data changed"),
+        durable.series("pause until durable, all live data changed"),
+    ])
 }
 
 async fn rounds(
@@ -88,7 +141,7 @@ async fn rounds(
     let mut resume = Collector::default();
     let mut answer = Collector::default();
     let mut quick_resume = Collector::default();
-    let before = fill(api, sandbox, options.live_mb).await?;
+    touch(api, sandbox).await?;
     for round in 0..options.runs {
         let started = std::time::Instant::now();
         pause.add(&api.pause(sandbox).await?);
@@ -107,7 +160,6 @@ async fn rounds(
         touch(api, sandbox).await?;
         progress("resume before the pause is saved", round + 1);
     }
-    check(api, sandbox, &before).await?;
     Ok(vec![
         pause.series("pause"),
         durable.series("pause until durable"),
@@ -137,31 +189,38 @@ async fn snapshots(
     ])
 }
 
-/// Starts a process that holds `mb` MB of random data; returns their checksum.
+/// Starts a process that holds `mb` MB of random data, and writes to every page of them, changing nothing, when it gets
+/// SIGUSR2; returns their checksum.
 async fn fill(api: &Api, sandbox: &Handle, mb: u32) -> Result<String, ApiError> {
     let holder = format!(
         "import hashlib, os, signal\n\
-         data = [os.urandom(1000000) for _ in range({mb})]\n\
+         data = [bytearray(os.urandom(1000000)) for _ in range({mb})]\n\
+         def say(name, text):\n    \
+             open('/tmp/new', 'w').write(text); os.rename('/tmp/new', '/tmp/' + name)\n\
          def tell(*_):\n    \
              digest = hashlib.sha256()\n    \
              for part in data: digest.update(part)\n    \
-             open('/tmp/digest.new', 'w').write(digest.hexdigest()); os.rename('/tmp/digest.new', '/tmp/digest')\n\
+             say('digest', digest.hexdigest())\n\
+         def rewrite(*_):\n    \
+             for part in data: part[::4096] = part[::4096]; part[-1] = part[-1]\n    \
+             say('rewritten', 'yes')\n\
          signal.signal(signal.SIGUSR1, tell)\n\
+         signal.signal(signal.SIGUSR2, rewrite)\n\
          tell()\n\
          while True: signal.pause()\n"
     );
     let start = format!(
-        "cat > /tmp/holder.py <<'END'\n{holder}END\nrm -f /tmp/digest\n\
+        "cat > /tmp/holder.py <<'END'\n{holder}END\nrm -f /tmp/digest; touch /tmp/rewritten\n\
          setsid python3 /tmp/holder.py </dev/null >/tmp/holder.log 2>&1 &\necho $! > /tmp/holder.pid"
     );
     api.run(sandbox, &start).await?;
-    wait_for_digest(api, sandbox).await
+    wait_for(api, sandbox, "/tmp/digest").await
 }
 
 /// Has the process compute its checksum anew and compares.
 async fn check(api: &Api, sandbox: &Handle, before: &str) -> Result<(), ApiError> {
     api.run(sandbox, "rm /tmp/digest; kill -USR1 $(cat /tmp/holder.pid)").await?;
-    let after = wait_for_digest(api, sandbox).await?;
+    let after = wait_for(api, sandbox, "/tmp/digest").await?;
     if after == before {
         return Ok(());
     }
@@ -169,10 +228,13 @@ async fn check(api: &Api, sandbox: &Handle, before: &str) -> Result<(), ApiError
     Err(ApiError::Command { command: "sha256".to_owned(), why })
 }
 
-async fn wait_for_digest(api: &Api, sandbox: &Handle) -> Result<String, ApiError> {
-    let wait = "for i in $(seq 3000); do [ -s /tmp/digest ] && exec cat /tmp/digest; \
-                kill -0 $(cat /tmp/holder.pid) || exec cat /tmp/holder.log; sleep 0.1; done; exit 1";
-    api.run(sandbox, wait).await
+/// Waits, for an hour at most, until the holder has written `file`; returns what is in it.
+async fn wait_for(api: &Api, sandbox: &Handle, file: &str) -> Result<String, ApiError> {
+    let wait = format!(
+        "for i in $(seq 36000); do [ -s {file} ] && exec cat {file}; \
+         kill -0 $(cat /tmp/holder.pid) || {{ cat /tmp/holder.log; exit 1; }}; sleep 0.1; done; exit 1"
+    );
+    api.run(sandbox, &wait).await
 }
 
 /// A little work, so that every pause has something to save.

@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_table_names_what_was_done_and_where_the_time_went() {
-        let options = LatencyOptions { runs: 20, live_mb: 400, template: "base".to_owned() };
+        let options = LatencyOptions { runs: 20, rewrites: 5, live_mb: 400, template: "base".to_owned() };
         let waited_ms = Summary::of(&[5.0, 6.0, 9.0]).unwrap();
         let steps_ms =
             BTreeMap::from([("machine.stop".to_owned(), 0.9), ("machine.device_state".to_owned(), 2.9)]);

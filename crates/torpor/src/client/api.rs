@@ -1,23 +1,17 @@
 //! The REST API, as far as the commands use it.
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{HeaderMap, Method, Request, StatusCode};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::ClientError;
+use crate::link::{Answer, Link, NoAnswer};
 
 /// One server, asked with one key. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Api {
-    client: Client<HttpConnector, Full<Bytes>>,
-    url: String,
-    key: String,
+    link: Link,
 }
 
 /// A sandbox, as `GET /sandboxes/{id}` and the list describe it.
@@ -53,18 +47,12 @@ struct ErrorBody {
 
 impl Api {
     pub(super) fn new(url: String, key: String) -> Self {
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { client, url, key }
+        Self { link: Link::new(url, key) }
     }
 
-    /// The server's URL without a slash at its end.
-    pub(super) fn url(&self) -> &str {
-        &self.url
-    }
-
-    #[cfg(test)]
-    pub(super) fn key(&self) -> &str {
-        &self.key
+    /// The way to the server, for what is not REST.
+    pub(super) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// One sandbox, also as the JSON it came in.
@@ -121,31 +109,23 @@ impl Api {
         body: Option<Value>,
     ) -> Result<(StatusCode, HeaderMap, Value), ClientError> {
         let what = format!("{method} {path}");
-        let no_answer = |why: String| ClientError::NoAnswer { url: self.url.clone(), why };
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header("x-api-key", &self.key)
-            .header("content-type", "application/json")
-            .header("user-agent", concat!("torpor/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| ClientError::Unreadable { what: what.clone(), why: error.to_string() })?;
-        let response = self.client.request(request).await.map_err(|error| no_answer(root_cause(&error)))?;
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.map_err(|error| no_answer(root_cause(&error)))?.to_bytes();
-        if !parts.status.is_success() {
-            return Err(ClientError::Refused {
-                status: parts.status.as_u16(),
-                message: message_of(&what, parts.status, &bytes),
-            });
+        let answered = self.link.call(method, path, body).await;
+        let answer = answered
+            .map_err(|NoAnswer { why, .. }| ClientError::NoAnswer { url: self.link.url().to_owned(), why })?;
+        let status = StatusCode::from_u16(answer.status).unwrap_or_default();
+        if !answer.is_success() {
+            let message = message_of(&what, status, &answer);
+            return Err(ClientError::Refused { status: answer.status, message });
         }
-        if bytes.is_empty() {
-            return Ok((parts.status, parts.headers, Value::Null));
+        if answer.bytes.is_empty() {
+            return Ok((status, answer.headers, Value::Null));
         }
-        let value = serde_json::from_slice(&bytes)
-            .map_err(|error| ClientError::Unreadable { what, why: error.to_string() })?;
-        Ok((parts.status, parts.headers, value))
+        if answer.body.is_null() {
+            // That is what it says, or it is not JSON.
+            let read: Result<Value, _> = serde_json::from_slice(&answer.bytes);
+            read.map_err(|error| ClientError::Unreadable { what, why: error.to_string() })?;
+        }
+        Ok((status, answer.headers, answer.body))
     }
 }
 
@@ -164,14 +144,9 @@ pub(super) fn read<T: DeserializeOwned>(what: &str, value: Value) -> Result<T, C
         .map_err(|error| ClientError::Unreadable { what: what.to_owned(), why: error.to_string() })
 }
 
-fn message_of(what: &str, status: StatusCode, body: &[u8]) -> String {
-    match serde_json::from_slice::<ErrorBody>(body) {
+fn message_of(what: &str, status: StatusCode, answer: &Answer) -> String {
+    match serde_json::from_slice::<ErrorBody>(&answer.bytes) {
         Ok(body) => body.message,
-        Err(_) => format!("{what} was answered {status}: {}", String::from_utf8_lossy(body).trim()),
+        Err(_) => format!("{what} was answered {status}: {}", String::from_utf8_lossy(&answer.bytes).trim()),
     }
-}
-
-/// What an error ends in: "Connection refused" and not "client error (Connect)".
-pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), root_cause)
 }

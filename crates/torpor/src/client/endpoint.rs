@@ -94,12 +94,12 @@ mod tests {
         for url in
             [None, Some("http://localhost:4000/"), Some("http://[::1]:80"), Some("http://127.0.0.1:3000")]
         {
-            assert_eq!(endpoint(url, None).api(dir.path()).unwrap().key(), "e2b_local", "{url:?}");
+            assert_eq!(endpoint(url, None).api(dir.path()).unwrap().link().key(), "e2b_local", "{url:?}");
         }
         let elsewhere = endpoint(Some("http://192.0.2.1:3000"), None).api(dir.path());
         assert!(matches!(elsewhere, Err(ClientError::NoKey { .. })));
         let given = endpoint(Some("http://192.0.2.1:3000"), Some("e2b_mine")).api(dir.path()).unwrap();
-        assert_eq!(given.key(), "e2b_mine");
+        assert_eq!(given.link().key(), "e2b_mine");
     }
 
     #[test]

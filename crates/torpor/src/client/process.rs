@@ -6,8 +6,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
-use torpor_envd_api::ENVD_PORT;
-use torpor_envd_api::connectrpc::client::{CallOptions, ClientConfig, HttpClient, ServerStream};
+use torpor_envd_api::connectrpc::client::{CallOptions, HttpClient, ServerStream};
 use torpor_envd_api::connectrpc::{ConnectError, ErrorCode};
 use torpor_envd_api::process::process_event::Event as WireEvent;
 use torpor_envd_api::process::process_event::data_event::Output;
@@ -20,6 +19,7 @@ use torpor_envd_api::process::{
 
 use super::ClientError;
 use super::api::{Api, SandboxInfo};
+use crate::link::{Handle, text_of};
 
 /// How often, in seconds, the agent is to show that a silent stream lives.
 const KEEPALIVE_S: &str = "50";
@@ -88,7 +88,7 @@ pub(super) struct Input {
 impl Program {
     /// Starts it; returns when it runs.
     pub(super) async fn start(self, api: &Api, sandbox: &SandboxInfo) -> Result<Running, ClientError> {
-        let client = ProcessClient::new(HttpClient::plaintext(), self.config(api, sandbox)?);
+        let client = self.client(api, sandbox)?;
         let is_terminal = self.terminal.is_some();
         let mut options = CallOptions::default().with_header("keepalive-ping-interval", KEEPALIVE_S);
         if let Some(timeout) = self.timeout {
@@ -122,25 +122,13 @@ impl Program {
         }
     }
 
-    fn config(&self, api: &Api, sandbox: &SandboxInfo) -> Result<ClientConfig, ClientError> {
-        let url = api
-            .url()
-            .parse()
-            .map_err(|_| ClientError::Url { url: api.url().to_owned(), why: "it is not a URL" })?;
-        let mut config = ClientConfig::new(url)
-            .json()
-            .with_default_header("e2b-sandbox-id", sandbox.id.as_str())
-            .with_default_header("e2b-sandbox-port", ENVD_PORT.to_string());
-        if let Some(token) = &sandbox.envd_access_token {
-            config = config.with_default_header("x-access-token", token.as_str());
-        }
-        if let Some(user) = &self.user {
-            config = config.with_default_header(
-                "authorization",
-                format!("Basic {}", STANDARD.encode(format!("{user}:"))),
-            );
-        }
-        Ok(config)
+    fn client(&self, api: &Api, sandbox: &SandboxInfo) -> Result<ProcessClient<HttpClient>, ClientError> {
+        let sandbox = Handle { id: sandbox.id.clone(), token: sandbox.envd_access_token.clone() };
+        let authorization =
+            self.user.as_ref().map(|user| format!("Basic {}", STANDARD.encode(format!("{user}:"))));
+        api.link()
+            .processes(&sandbox, authorization)
+            .map_err(|_| ClientError::Url { url: api.link().url().to_owned(), why: "it is not a URL" })
     }
 }
 
@@ -298,10 +286,6 @@ impl Ended {
         };
         128 + number
     }
-}
-
-fn text_of(error: &ConnectError) -> String {
-    error.message.clone().unwrap_or_else(|| error.code.as_str().to_owned())
 }
 
 #[cfg(test)]

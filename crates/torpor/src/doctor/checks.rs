@@ -399,7 +399,9 @@ fn template(data_dir: &DataDir, settings: &Settings) -> Check {
             "Run `torpor setup`, which builds it anew.",
         );
     }
-    if let Some(reason) = build.outdated(&TemplateSpec::base(accelerator)).first() {
+    if let Some(reason) =
+        build.outdated(&TemplateSpec::base(accelerator, build.record.shape.memory_mib)).first()
+    {
         return Check::warn(
             name,
             code::TEMPLATE_UNFIT,

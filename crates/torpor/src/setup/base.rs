@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use torpor_machine::HostFacts;
-use torpor_template::{BuildError, Builder, RootfsOptions, TemplateRecord, TemplateSpec};
+use torpor_template::{BuildError, Builder, DEFAULT_MEMORY_MIB, RootfsOptions, TemplateRecord, TemplateSpec};
 use torpor_vault::{Kind, Manifest, Snapshot, Vault};
 
 use crate::embedded;
@@ -79,10 +79,12 @@ pub(crate) fn newest_in(vault: &Vault) -> Result<Option<Build>, torpor_vault::Li
     Ok(newest("base", listing.snapshots.iter().map(Snapshot::manifest)))
 }
 
-/// Makes sure that `base` is in the vault and fits this host; tells `step` what it did.
+/// Makes sure that `base` is in the vault and fits this host; tells `step` what it did. Its machines get `memory_mib`,
+/// or as much as they had.
 pub(crate) async fn ensure(
     node: &Node,
     rootfs: RootfsOptions,
+    memory_mib: Option<u32>,
     scratch: PathBuf,
     step: Step,
 ) -> Result<Build, BuildError> {
@@ -91,9 +93,11 @@ pub(crate) async fn ensure(
         why: error.to_string(),
     };
     let facts = node.machines.facts();
-    let mut spec = TemplateSpec::base(facts.accelerator);
+    let newest = newest_in(&node.vault).map_err(list)?;
+    let memory_mib = memory_mib.or(newest.as_ref().map(|build| build.record.shape.memory_mib));
+    let mut spec = TemplateSpec::base(facts.accelerator, memory_mib.unwrap_or(DEFAULT_MEMORY_MIB));
     let mut why = "there was none";
-    if let Some(build) = newest_in(&node.vault).map_err(list)? {
+    if let Some(build) = newest {
         let reasons = [build.outdated(&spec), build.unfit(facts)].concat();
         match reasons.first() {
             None => {

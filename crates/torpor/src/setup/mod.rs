@@ -40,6 +40,11 @@ pub(crate) struct SetupOptions {
     #[arg(long)]
     pub(crate) no_template: bool,
 
+    /// Memory of the sandboxes of `base`, for instance 2G; another size than it has builds it anew [default: what it has,
+    /// at first 512M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, env = "TORPOR_BASE_MEMORY")]
+    pub(crate) base_memory: Option<u32>,
+
     /// Where built root file systems are kept, for every data directory on this host
     #[arg(long, value_name = "DIR", env = "TORPOR_CACHE_DIR", default_value = torpor_template::rootfs::DEFAULT_CACHE_DIR)]
     pub(crate) cache_dir: PathBuf,
@@ -48,6 +53,11 @@ pub(crate) struct SetupOptions {
     #[arg(long, value_name = "URL", env = "TORPOR_DEBIAN_MIRROR")]
     pub(crate) debian_mirror: Option<String>,
 }
+
+/// With less than this, the root file system's own programs do not fit.
+const LEAST_MEMORY_MIB: u32 = 256;
+/// More than anybody has asked for; what is larger is a slip.
+const MOST_MEMORY_MIB: u32 = 64 * 1024;
 
 /// What is there when set-up is done.
 #[derive(Debug, Clone)]
@@ -162,7 +172,7 @@ pub(crate) async fn run(
     }
     let step = console.step("template base");
     let node = ending(Node::open(&data_dir, &settings, found.accelerator, place_options).await, &step)?;
-    let built = base::ensure(&node, rootfs_options, data_dir.templates(), step).await;
+    let built = base::ensure(&node, rootfs_options, options.base_memory, data_dir.templates(), step).await;
     Ok(SetUp { base: Some(built?) })
 }
 
@@ -309,6 +319,15 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     if bytes.is_finite() && bytes >= 1.0 { Ok(bytes as u64) } else { Err(help()) }
 }
 
+/// Reads the memory of a machine, as [`parse_size`] does; in MiB.
+fn parse_memory(text: &str) -> Result<u32, String> {
+    let mib = parse_size(text)? / MIB;
+    match u32::try_from(mib) {
+        Ok(mib) if (LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&mib) => Ok(mib),
+        _ => Err(format!("'{text}' is no memory for a machine: from 256M to 64G")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,6 +342,14 @@ mod tests {
         }
         for text in ["", "G", "-1G", "nanG", "0", "ten"] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_is_read_in_mib_and_what_no_machine_can_have_is_refused() {
+        assert_eq!(parse_memory("1.5G"), Ok(1536));
+        for text in ["512", "1M", "2T", "lots"] {
+            assert!(parse_memory(text).is_err(), "{text}");
         }
     }
 

@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyper::Method;
 use serde_json::Value;
 
-use super::api::{Answer, Api, NoAnswer};
 use super::claims::Claims;
 use super::model::{Digests, Guest, Question, Step};
 use super::terminal;
 use super::world::{Life, Slot};
+use crate::link::{Answer, Link, NoAnswer};
 
 /// How long a sandbox may take to answer, in the worst case: emulated, after a resume, beside all others.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(120);
@@ -91,7 +91,7 @@ pub(super) fn wrong<T>(what: impl Into<String>) -> Result<T, Violation> {
 }
 
 /// Does the next step of a running sandbox, and looks at what came of it.
-pub(super) async fn work(api: &Api, slot: &mut Slot) -> Result<(), Violation> {
+pub(super) async fn work(api: &Link, slot: &mut Slot) -> Result<(), Violation> {
     settle(api, slot).await?;
     let step = slot.guest.next(slot.salt);
     slot.guest.pending = Some(step);
@@ -99,7 +99,7 @@ pub(super) async fn work(api: &Api, slot: &mut Slot) -> Result<(), Violation> {
 }
 
 /// Has the step that was asked for last done, if it is not yet.
-pub(super) async fn settle(api: &Api, slot: &mut Slot) -> Result<(), Violation> {
+pub(super) async fn settle(api: &Link, slot: &mut Slot) -> Result<(), Violation> {
     let Some(step) = slot.guest.pending else { return Ok(()) };
     let said = api.ask_until_answered(&slot.handle, &target(step), ANSWER_LIMIT).await?;
     slot.guest.apply(step);
@@ -118,7 +118,7 @@ pub(super) fn target(step: Step) -> String {
 
 /// Compares everything in a running sandbox with the model.
 pub(super) async fn compare(
-    api: &Api,
+    api: &Link,
     slot: &mut Slot,
     question: Question,
     checks: &mut Checks,
@@ -137,7 +137,7 @@ pub(super) async fn compare(
     clock(api, slot).await
 }
 
-async fn ask(api: &Api, slot: &Slot, question: Question) -> Result<Digests, Violation> {
+async fn ask(api: &Link, slot: &Slot, question: Question) -> Result<Digests, Violation> {
     let Question { nonce, pages, full } = question;
     let target = format!("/digest?nonce={nonce}&pages={pages}&full={}", u8::from(full));
     let said = api.ask_until_answered(&slot.handle, &target, ANSWER_LIMIT).await?;
@@ -146,7 +146,7 @@ async fn ask(api: &Api, slot: &Slot, question: Question) -> Result<Digests, Viol
 }
 
 /// The guest's clock is right, or comes right soon.
-async fn clock(api: &Api, slot: &Slot) -> Result<(), Violation> {
+async fn clock(api: &Link, slot: &Slot) -> Result<(), Violation> {
     let deadline = tokio::time::Instant::now() + CLOCK_PATIENCE;
     loop {
         let before = now_s();
@@ -169,7 +169,7 @@ fn now_s() -> f64 {
 
 /// The shell in the open terminal goes on where it was.
 pub(super) async fn shell(
-    api: &Api,
+    api: &Link,
     slot: &mut Slot,
     number: u32,
     checks: &mut Checks,
@@ -188,7 +188,7 @@ pub(super) async fn shell(
 
 /// Which of the points a sandbox went on from, that was resumed from one of several.
 pub(super) async fn identify(
-    api: &Api,
+    api: &Link,
     slot: &mut Slot,
     points: Vec<Guest>,
     claims: &Claims,
@@ -220,7 +220,7 @@ pub(super) async fn identify(
 
 /// What the API says of a sandbox is what it has to be.
 pub(super) async fn described(
-    api: &Api,
+    api: &Link,
     slot: &mut Slot,
     claims: &Claims,
     checks: &mut Checks,

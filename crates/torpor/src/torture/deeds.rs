@@ -6,10 +6,11 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::action::{Action, Plan};
-use super::api::{Answer, Handle};
+use super::api::CHECKER_PORT;
 use super::check::{self, Violation, expect, wrong};
 use super::run::{LIFE_S, Run, RunError, start_checker};
 use super::world::{Life, Slot, TEMPLATE, Taken};
+use crate::link::{Answer, Handle, ToPort};
 
 /// Snapshots that are kept at a time.
 const SNAPSHOTS: usize = 3;
@@ -166,7 +167,7 @@ impl Run {
         let handle = slot.handle.clone();
         Ok(tokio::spawn(async move {
             // Whether it is answered does not matter: it is asked for again.
-            let _ = api.ask(&handle, &check::target(step)).await;
+            let _ = api.ask(&handle, ToPort::get(CHECKER_PORT, &check::target(step))).await;
         }))
     }
 

@@ -9,10 +9,10 @@ use rustix::fs::FallocateFlags;
 use serde_json::json;
 
 use super::action::Plan;
-use super::api::{Answer, NoAnswer};
 use super::check::{self, Violation, wrong};
 use super::run::{LIFE_S, Run, RunError};
 use super::world::Life;
+use crate::link::{Answer, NoAnswer};
 
 /// What is left free for guests to write to, when the vault is filled up to its reserve.
 const LEFT_FREE_BYTES: u64 = 700 << 20;

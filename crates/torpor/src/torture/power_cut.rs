@@ -21,7 +21,6 @@ use serde_json::json;
 use torpor_types::SnapshotId;
 use torpor_vault::{Limits, Snapshot, Vault};
 
-use super::api::Handle;
 use super::check::{self, Checks, Violation, wrong};
 use super::claims::{Claims, Held};
 use super::model::Question;
@@ -29,6 +28,7 @@ use super::run::{LIFE_S, RunError};
 use super::server::Server;
 use super::world::{Life, Slot, TEMPLATE};
 use crate::layout::DataDir;
+use crate::link::Handle;
 
 /// One in so many cuts is started from.
 const RESUMED_ONE_IN: u32 = 8;

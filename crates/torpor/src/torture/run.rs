@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use hyper::Method;
 use serde_json::json;
+use torpor_envd_api::process::{ProcessConfig, StartRequest};
 
 use super::action::{Action, Plan};
-use super::api::{Api, CHECKER_PORT, Handle};
+use super::api::CHECKER_PORT;
 use super::check::{self, Checks, Violation, wrong};
 use super::claims::Claims;
 use super::draw::Draw;
@@ -18,6 +19,7 @@ use super::server::{Server, ServerError};
 use super::terminal;
 use super::world::{Life, Slot, TEMPLATE, Taken};
 use crate::layout::DataDir;
+use crate::link::{Handle, Link};
 
 /// Seconds a sandbox lives unless it is resumed: longer than any run.
 pub(super) const LIFE_S: u32 = 80_000;
@@ -52,7 +54,7 @@ pub(super) struct Run {
     pub(super) seed: u64,
     pub(super) data_dir: DataDir,
     pub(super) server: Server,
-    pub(super) api: Api,
+    pub(super) api: Link,
     pub(super) slots: Vec<Slot>,
     pub(super) taken: Vec<Taken>,
     pub(super) claims: Claims,
@@ -66,8 +68,8 @@ pub(super) struct Run {
 
 // === impl RunError ===
 
-impl From<super::api::NoAnswer> for RunError {
-    fn from(error: super::api::NoAnswer) -> RunError {
+impl From<crate::link::NoAnswer> for RunError {
+    fn from(error: crate::link::NoAnswer) -> RunError {
         RunError::Violation(error.into())
     }
 }
@@ -257,7 +259,7 @@ impl Run {
 }
 
 /// A sandbox that was just made, with a checker in it whose memory has a size of its own.
-async fn fresh(api: &Api, seed: u64, salt: u32) -> Result<Slot, Violation> {
+async fn fresh(api: &Link, seed: u64, salt: u32) -> Result<Slot, Violation> {
     let body = json!({ "templateID": TEMPLATE, "timeout": LIFE_S });
     let answer = api.call(Method::POST, "/v2/sandboxes", Some(body)).await?;
     let body = check::expect("creating a sandbox", answer, &[201])?;
@@ -271,7 +273,7 @@ async fn fresh(api: &Api, seed: u64, salt: u32) -> Result<Slot, Violation> {
 }
 
 /// Starts a checker on the files that are there, and a shell in a terminal.
-pub(super) async fn start_checker(api: &Api, slot: &mut Slot) -> Result<(), Violation> {
+pub(super) async fn start_checker(api: &Link, slot: &mut Slot) -> Result<(), Violation> {
     let (salt, pages, last) = (slot.salt, slot.guest.pages(), slot.guest.last);
     let arguments = [
         format!("{HOME}/checker.py"),
@@ -281,12 +283,10 @@ pub(super) async fn start_checker(api: &Api, slot: &mut Slot) -> Result<(), Viol
         last.to_string(),
         format!("{HOME}/checked"),
     ];
-    let request = json!({ "process": { "cmd": "/usr/bin/python3", "args": arguments }, "stdin": false });
-    let mut events = api.stream(&slot.handle, "/process.Process/Start", &request).await?;
-    let first = events.next().await?;
-    if first.as_ref().is_none_or(|event| event["event"]["start"].is_null()) {
-        return wrong(format!("{}: the checker was not started: {first:?}", slot.id()));
-    }
+    let checker =
+        ProcessConfig { cmd: "/usr/bin/python3".to_owned(), args: arguments.into(), ..Default::default() };
+    let request = StartRequest { process: checker.into(), stdin: Some(false), ..Default::default() };
+    api.start(&slot.handle, request).await?;
     slot.guest.forget_memory(salt, pages);
     slot.guest.terminal.pid = terminal::open(api, &slot.handle).await?;
     slot.life = Life::Running;

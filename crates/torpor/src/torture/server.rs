@@ -8,8 +8,8 @@ use hyper::Method;
 use tokio::process::{Child, Command};
 use torpor_control::keys;
 
-use super::api::Api;
 use crate::layout::DataDir;
+use crate::link::Link;
 
 /// How long a server may take to answer its first request.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -71,7 +71,7 @@ impl Server {
             .kill_on_drop(true)
             .spawn()?;
         let child = self.child.insert(child);
-        let probe = Api::new(format!("http://127.0.0.1:{}", self.port), String::new());
+        let probe = Link::new(format!("http://127.0.0.1:{}", self.port), String::new());
         while begun.elapsed() < START_LIMIT {
             if let Some(status) = child.try_wait()? {
                 return Err(ServerError::Ended { status, log: self.log() });
@@ -85,9 +85,9 @@ impl Server {
     }
 
     /// The way to it, by the key in its data directory.
-    pub(super) fn api(&self) -> Result<Api, ServerError> {
+    pub(super) fn api(&self) -> Result<Link, ServerError> {
         let key = keys::read_cli_key(Path::new(&self.data_dir))?;
-        Ok(Api::new(format!("http://127.0.0.1:{}", self.port), key.reveal().to_owned()))
+        Ok(Link::new(format!("http://127.0.0.1:{}", self.port), key.reveal().to_owned()))
     }
 
     /// `kill -9`: nothing of its own gets to run.

@@ -6,9 +6,9 @@
 
 use jiff::Timestamp;
 
-use super::api::Handle;
 use super::claims::{Claims, SandboxClaim};
 use super::model::Guest;
+use crate::link::Handle;
 
 /// Name of the template that sandboxes start from.
 pub(super) const TEMPLATE: &str = "base";

@@ -13,7 +13,7 @@ use crate::lifecycle::api::{Connected, LifecycleError, OnTimeout};
 use crate::lifecycle::deadline;
 use crate::lifecycle::guest::{self, InitError};
 use crate::lifecycle::launch::{self, Launched};
-use crate::registry::StoredState;
+use crate::registry::{SandboxRow, StoredState};
 
 // === impl Actor ===
 
@@ -115,23 +115,14 @@ impl Actor {
         if let Some(on_timeout) = on_timeout {
             running.record.pause_on_timeout = on_timeout == OnTimeout::Pause;
         }
-        let machine = match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
+        match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
             Carrier::Stopped { machine, saving, waiters } => {
                 saving.cancel();
                 self.epoch += 1;
                 for waiter in waiters {
                     answer(waiter, Err(LifecycleError::InTransition(self.row.id.clone())));
                 }
-                match machine.cont().await {
-                    Ok(()) => machine,
-                    Err(error) => {
-                        // It may have run for a moment; the save captures it anew.
-                        let saving = self.start_saving(&machine, None);
-                        self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
-                        let what = "The sandbox could not be resumed";
-                        return Err(LifecycleError::Failed { what, why: chain(&error) });
-                    }
-                }
+                self.go_on(machine, running, timeout_s).await?;
             }
             Carrier::Nothing => {
                 let Some(snapshot) = self.row.snapshot_id.clone() else {
@@ -140,27 +131,53 @@ impl Actor {
                         why: "it has no snapshot".to_owned(),
                     });
                 };
-                self.resume_from(&snapshot).await?
+                let machine = self.resume_from(&snapshot).await?;
+                interruption::step("resume.1");
+                let before = self.row.state;
+                self.row = started(running, &machine, timeout_s);
+                self.carrier = Carrier::running(machine);
+                self.start_waking();
+                // It runs: a database that cannot say so now is brought in line by reconciliation.
+                if let Err(error) = self.record(before).await {
+                    tracing::error!(%error, "the resume could not be recorded");
+                }
             }
             running @ Carrier::Running { .. } => {
                 self.carrier = running;
                 return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
             }
-        };
-        interruption::step("resume.1");
-        let before = self.row.state;
-        running.machine_id = Some(machine.id().clone());
-        running.record.started_at = Timestamp::now();
-        running.record.end_at = deadline::after(running.record.started_at, timeout_s);
-        self.row = running;
-        self.carrier = Carrier::running(machine);
-        self.start_waking();
-        // It runs: a database that cannot say so now is brought in line by reconciliation.
-        if let Err(error) = self.record(before).await {
-            tracing::error!(%error, "the resume could not be recorded");
         }
         interruption::step("resume.2");
         self.publish();
+        Ok(())
+    }
+
+    /// Lets the machine go on that was stopped for a pause. That is recorded at the same time: the disk may be busy with the
+    /// pause, and takes longer than the machine.
+    async fn go_on(
+        &mut self,
+        machine: Machine,
+        running: SandboxRow,
+        timeout_s: i64,
+    ) -> Result<(), LifecycleError> {
+        let paused = std::mem::replace(&mut self.row, started(running, &machine, timeout_s));
+        let (went_on, recorded) = tokio::join!(machine.cont(), self.record(paused.state));
+        if let Err(error) = recorded {
+            tracing::error!(%error, "the resume could not be recorded");
+        }
+        if let Err(error) = went_on {
+            let was = std::mem::replace(&mut self.row, paused).state;
+            if let Err(error) = self.record(was).await {
+                tracing::error!(%error, "a failed resume could not be recorded");
+            }
+            // It may have run for a moment; the save captures it anew.
+            let saving = self.start_saving(&machine, None);
+            self.carrier = Carrier::Stopped { machine, saving, waiters: Vec::new() };
+            let what = "The sandbox could not be resumed";
+            return Err(LifecycleError::Failed { what, why: chain(&error) });
+        }
+        self.carrier = Carrier::running(machine);
+        self.start_waking();
         Ok(())
     }
 
@@ -191,4 +208,12 @@ impl Actor {
             }
         }
     }
+}
+
+/// The row of a sandbox that runs from now on, in `machine`, for `timeout_s`.
+fn started(mut row: SandboxRow, machine: &Machine, timeout_s: i64) -> SandboxRow {
+    row.machine_id = Some(machine.id().clone());
+    row.record.started_at = Timestamp::now();
+    row.record.end_at = deadline::after(row.record.started_at, timeout_s);
+    row
 }
