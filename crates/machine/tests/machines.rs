@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use lab::{Guest, Lab, SHAPE, assert_same_memory, in_lab};
+use lab::{Guest, Lab, SHAPE, assert_same_memory, in_lab, in_lab_with};
 use torpor_machine::vmm::VmmError;
 use torpor_machine::{Ahead, CaptureError, LoadError, LoadSource, Machine, MemoryMode, Rehearsal, SaveError};
 use torpor_network::Connector;
@@ -296,7 +296,7 @@ impl Rehearsal for Asking {
 #[test]
 #[ignore = "needs root and a base template: run by make test"]
 fn a_guest_never_runs_code_that_its_machine_has_rehearsed_in_another_form() {
-    in_lab(|lab: Lab| async move {
+    in_lab_with(MemoryMode::Private, |lab: Lab| async move {
         let (machine, mut guest) = lab.boot().await;
         guest.ask("fill 16").await;
         guest.ask("disk-write 1").await;
