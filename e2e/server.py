@@ -8,6 +8,7 @@ What it takes from the environment, all optional:
     TORPOR_BIN              the binary; default target/release/torpor
     TORPOR_TEST_DATA_DIR    a data directory that `torpor setup` made; default target/e2e-data, set up when absent
     TORPOR_E2E_URL          a server that runs already (then E2B_API_KEY is needed too): none is started
+    TORPOR_VAULT_MEMORY     how machines have their memory, private or shared: the server takes it from its environment
     TORPOR_LOG_DIR          where the server's log goes; default target/logs
 """
 

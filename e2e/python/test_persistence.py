@@ -16,6 +16,7 @@ from support import (
 )
 
 
+@pytest.mark.persistence
 def test_processes_variables_files_and_ports_survive_a_pause(sandbox):
     first = start_counter(sandbox)
     sandbox.files.write("note.txt", "before")

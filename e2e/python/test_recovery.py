@@ -30,6 +30,7 @@ def test_sandboxes_outlive_a_killed_server(server, sandboxes):
         assert counter["count"] > counters[sandbox.sandbox_id]["count"]
 
 
+@pytest.mark.persistence
 def test_an_adopted_sandbox_can_be_paused_resumed_and_killed(server, sandboxes):
     sandbox = sandboxes()
     counter = start_counter(sandbox)

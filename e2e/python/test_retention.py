@@ -106,6 +106,8 @@ def used_bytes(server) -> int:
 def test_a_sandbox_that_cannot_be_paused_at_its_deadline_for_lack_of_room_runs_on_and_says_why(server, sandboxes):
     if not (server.data / "vault").is_mount():
         pytest.skip("what the vault takes up is not known at once here")
+    if os.environ.get("TORPOR_VAULT_MEMORY") == "shared":
+        pytest.skip("what a machine with shared memory has written is in the vault already: a pause takes no more")
     sandbox = created(sandboxes, autoPause=True)
     # More than the budget leaves, in a process that goes on holding it.
     hold = "import os,time; held = os.urandom(150 << 20); print('held', flush=True); time.sleep(3600)"

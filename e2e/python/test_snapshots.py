@@ -13,6 +13,7 @@ def random_bytes(sandbox: Sandbox) -> str:
     return sandbox.commands.run("od -An -N16 -tx1 /dev/urandom").stdout.strip()
 
 
+@pytest.mark.persistence
 def test_a_fork_leaves_the_parent_as_it_was_and_its_children_go_on_from_there(sandboxes):
     parent = sandboxes(timeout=600)
     before = start_counter(parent)
@@ -65,6 +66,7 @@ def test_a_paused_sandbox_is_neither_forked_nor_snapshotted(sandbox):
     assert api("POST", f"/sandboxes/{sandbox.sandbox_id}/snapshots", {}).status == 404
 
 
+@pytest.mark.persistence
 def test_sandboxes_made_from_a_snapshot_go_on_where_it_was_taken(sandboxes):
     source = sandboxes(timeout=600, envs={"COLOUR": "blue"})
     counted = start_counter(source)

@@ -15,6 +15,7 @@ use crate::error::{AdoptError, NotAdopted};
 use crate::exit::Process;
 use crate::machine::Machine;
 use crate::machines::Inner;
+use crate::memory::Memory;
 use crate::record::Record;
 use crate::vmm::RunState;
 
@@ -77,14 +78,15 @@ async fn adopt_one(machines: &Arc<Inner>, id: &MachineId) -> Result<Machine, Not
         return Err(NotAdopted::Idle);
     }
     let disk = OpenOptions::new().read(true).write(true).open(site.disk_path()).map_err(NotAdopted::Disk)?;
+    let memory = Memory::adopt(&record.ram, site.disk_dir(), record.shape).map_err(NotAdopted::Memory)?;
     let namespace = ground.network.adopt(record.pid).await?;
-    let vm = machines.vmm.adopt(&site.dir, record.ram).await?;
+    let vm = machines.vmm.adopt(&site.dir, record.ram.mapped()).await?;
     let runs = match vm.run_state().await? {
         RunState::Running => true,
         RunState::Stopped | RunState::Captured => false,
         RunState::Idle => return Err(NotAdopted::Idle),
     };
     let uid = ground.uids.adopt(record.uid);
-    let berth = Berth { id: id.clone(), shape: record.shape, site, disk, namespace, uid };
+    let berth = Berth { id: id.clone(), shape: record.shape, site, disk, memory, namespace, uid };
     Ok(Machine::new(berth, vm, process, record, runs, Arc::downgrade(&machines.live)))
 }

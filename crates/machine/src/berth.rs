@@ -12,6 +12,7 @@ use torpor_types::{Accelerator, MachineId, Shape};
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::error::ClaimError;
 use crate::logs;
+use crate::memory::{Memory, MemoryMode, RAM_FILE};
 use crate::uids::{UidLease, Uids};
 
 /// Where berths are made, and from what.
@@ -20,6 +21,7 @@ pub(crate) struct Ground {
     pub(crate) run_dir: PathBuf,
     pub(crate) disks_dir: PathBuf,
     pub(crate) accelerator: Accelerator,
+    pub(crate) memory: MemoryMode,
     pub(crate) network: Network,
     pub(crate) cgroups: Cgroups,
     pub(crate) uids: Uids,
@@ -32,6 +34,7 @@ pub(crate) struct Berth {
     pub(crate) shape: Shape,
     pub(crate) site: Site,
     pub(crate) disk: File,
+    pub(crate) memory: Memory,
     pub(crate) namespace: Namespace,
     pub(crate) uid: UidLease,
 }
@@ -79,15 +82,18 @@ impl Ground {
     #[tracing::instrument(name = "machine.berth", skip_all)]
     pub(crate) async fn make(&self, id: MachineId, shape: Shape) -> Result<(Berth, Handover), ClaimError> {
         let mut namespace = self.network.create().await?;
+        let uid = self.uids.lease();
         let made = self.make_files(&id, shape).and_then(|(disk, log, console)| {
+            let memory = Memory::make(self.memory, &self.site(&id).ram_path(), shape, uid.get())
+                .map_err(|source| ClaimError::File { what: "the RAM file", source })?;
             let no_tap = || ClaimError::File { what: "the tap", source: io::ErrorKind::NotFound.into() };
             let tap = namespace.take_tap().ok_or_else(no_tap)?;
-            Ok((disk, Handover { tap, log, console }))
+            Ok((disk, memory, Handover { tap, log, console }))
         });
         match made {
-            Ok((disk, handover)) => {
-                let (site, uid) = (self.site(&id), self.uids.lease());
-                Ok((Berth { id, shape, site, disk, namespace, uid }, handover))
+            Ok((disk, memory, handover)) => {
+                let site = self.site(&id);
+                Ok((Berth { id, shape, site, disk, memory, namespace, uid }, handover))
             }
             Err(error) => {
                 self.site(&id).remove();
@@ -123,6 +129,16 @@ impl Site {
     /// The working disk.
     pub(crate) fn disk_path(&self) -> PathBuf {
         self.disk_dir.join("disk")
+    }
+
+    /// The file that is the machine's RAM, if it is shared.
+    pub(crate) fn ram_path(&self) -> PathBuf {
+        self.disk_dir.join(RAM_FILE)
+    }
+
+    /// Directory of the working disk.
+    pub(crate) fn disk_dir(&self) -> &Path {
+        &self.disk_dir
     }
 
     /// The file that holds the device state while the machine is captured.

@@ -25,7 +25,10 @@ pub enum StartError {
         found: String,
     },
     /// The preloaded library is missing.
-    #[error("the library {path} cannot be used: {source}")]
+    #[error(
+        "the library {path} cannot be used: {source}. Where nothing can be preloaded, the setting vault_memory = \"shared\" does \
+         without"
+    )]
     NoLibrary {
         /// Where it should be.
         path: PathBuf,
@@ -79,7 +82,10 @@ pub enum LoadError {
     )]
     Disk(#[source] io::Error),
     /// The memory.
-    #[error("the snapshot's memory could not be looked at: {0}")]
+    #[error(
+        "the snapshot's memory could not be looked at, or not be cloned into the machine's RAM file: {0}. Working disks and \
+         snapshots have to be on one file system that can clone files"
+    )]
     Memory(#[source] io::Error),
     /// The record.
     #[error("the machine's record could not be written: {0}")]
@@ -136,6 +142,15 @@ pub enum SaveError {
     /// The process.
     #[error("the machine's memory cannot be read (has its process ended?): {0}")]
     Read(#[source] io::Error),
+    /// The RAM file.
+    #[error("the machine's RAM file cannot be flushed (is the vault's disk full or failing?): {0}")]
+    Flush(#[source] io::Error),
+    /// The RAM file, earlier.
+    #[error(
+        "a part of the machine's RAM file could not be written to the vault's disk earlier, so that what it holds may not be what \
+         the guest wrote; a resume goes on with what is in memory. Look at the kernel's log and at the disk"
+    )]
+    Damaged,
     /// The file.
     #[error("the memory file cannot be written: {0}")]
     Write(#[source] io::Error),
@@ -165,6 +180,8 @@ pub(crate) enum NotAdopted {
     Idle,
     #[error("its disk cannot be opened: {0}")]
     Disk(#[source] io::Error),
+    #[error("its RAM file cannot be opened: {0}")]
+    Memory(#[source] io::Error),
     #[error(transparent)]
     Network(#[from] torpor_network::AdoptError),
     #[error(transparent)]

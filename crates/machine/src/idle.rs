@@ -126,7 +126,8 @@ impl Machine {
 
     /// The first load of its life.
     pub(crate) async fn load_first(&self, disk: File, memory: &File, state: &[u8]) -> Result<(), LoadError> {
-        let (cloned, mapped) = tokio::join!(self.clone_disk_from(disk), self.vm().map_memory(memory));
+        let (cloned, mapped) =
+            tokio::join!(self.clone_disk_from(disk), self.berth().memory.load(self.vm(), memory));
         cloned?;
         mapped?;
         Ok(self.vm().load_state(state).await?)

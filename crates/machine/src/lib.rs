@@ -3,7 +3,7 @@
 //! A *machine* is one QEMU process with everything it stands on, its *berth*: a network namespace with a tap, a
 //! working disk, a control group, a user id and a run directory. Machines are started *idle*, before anybody needs
 //! them, and kept in a warm pool for each [`Shape`](torpor_types::Shape). A snapshot is *loaded* into an idle machine:
-//! its memory file is mapped privately over guest RAM, its disk is cloned into the file the machine has open, its
+//! its memory file is mapped privately over guest RAM (or cloned into the machine's RAM file: see `memory/mod.rs`), its disk is cloned into the file the machine has open, its
 //! device state is read from a socket. Then [`Machine::cont`] lets the guest go on from where it was.
 //!
 //! ```text
@@ -26,6 +26,7 @@
 //!     qemu.log       what QEMU says; cut when it grows
 //!     console.log    the guest's serial console; cut when it grows
 //! <disks dir>/<machine-id>/disk           the working disk
+//! <disks dir>/<machine-id>/ram            guest RAM, if it is shared
 //! ```
 //!
 //! Nothing outside this crate knows what QMP is: the [`vmm`] traits are as narrow as the list above. Every step is a
@@ -44,6 +45,7 @@ mod idle;
 mod logs;
 mod machine;
 mod machines;
+mod memory;
 mod options;
 mod pool;
 mod qemu;
@@ -61,6 +63,7 @@ pub use facts::HostFacts;
 pub use idle::{Idle, LoadSource};
 pub use machine::{Ahead, DeviceState, Machine};
 pub use machines::Machines;
+pub use memory::{MemoryMode, ParseMemoryModeError};
 pub use options::MachineOptions;
 pub use rehearsal::Rehearsal;
 pub use save::SavedMemory;

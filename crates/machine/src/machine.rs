@@ -1,5 +1,7 @@
 //! One machine, from idle to its end.
 
+mod room;
+
 use std::fs::{self, File};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +18,7 @@ use crate::exit::Process;
 use crate::logs;
 use crate::machines::Live;
 use crate::record::{Record, replace};
-use crate::save::{self, SavedMemory};
+use crate::save::SavedMemory;
 use crate::vmm::{RunState, Vm};
 
 /// How long a guest that found no space for its writes waits before they are tried again.
@@ -52,6 +54,8 @@ struct Inner {
     /// Held shared while the stopped guest is read, and alone to stop it or to let it go on.
     stopped: RwLock<()>,
     runs: AtomicBool,
+    /// It runs, but for want of room in the vault: see room.rs.
+    held: AtomicBool,
     /// Counts the times it was let go on.
     went_on: AtomicU64,
     /// Counts the times it went on after it stood still for want of space.
@@ -78,6 +82,7 @@ impl Machine {
             record,
             stopped,
             runs,
+            held: AtomicBool::new(false),
             went_on: AtomicU64::new(0),
             stood_still: watch::Sender::new(0),
             live,
@@ -142,6 +147,11 @@ impl Machine {
         let _ = fs::remove_file(self.0.berth.site.state_path());
         self.0.runs.store(true, Ordering::Release);
         self.0.went_on.fetch_add(1, Ordering::AcqRel);
+        let held = self.has_to_wait_for_room();
+        self.0.held.store(held, Ordering::Release);
+        if held {
+            return Ok(());
+        }
         Ok(self.0.vm.cont().await?)
     }
 
@@ -161,7 +171,7 @@ impl Machine {
     async fn retry_writes(&self) {
         let alone = self.0.stopped.write().await;
         // If it was stopped on purpose meanwhile, its writes are tried again when it goes on.
-        if !self.runs() {
+        if !self.runs() || self.0.held.load(Ordering::Acquire) {
             return;
         }
         tracing::warn!(machine = %self.id(), "a guest stands still: there is no space for what it writes to its disk");
@@ -208,22 +218,15 @@ impl Machine {
     /// followed by [`Machine::save_memory`] into the same file with what this returns, and by [`Machine::untrack`]. Blocks.
     ///
     /// Needs a kernel that can tell which pages are written (Linux 6.7 or later) and a machine of this server's: else nothing
-    /// is written, and everything is left to the stop.
+    /// is written, and everything is left to the stop. Of a machine with a RAM file, that is flushed.
     pub fn copy_memory_ahead(&self, into: &File) -> Result<Ahead, SaveError> {
-        let tracked = tokio::runtime::Handle::current().block_on(self.0.vm.track_memory());
-        let copied = tracked.map_err(|error| SaveError::Read(io::Error::other(error)))?;
-        if copied {
-            let saved = save::copy_ahead(self.pid(), self.0.vm.guest_ram(), into)?;
-            tracing::debug!(?saved, "memory copied ahead");
-        }
+        let copied = self.0.berth.memory.save_ahead(&*self.0.vm, self.pid(), into)?;
         Ok(Ahead { copied })
     }
 
     /// Ends what [`Machine::copy_memory_ahead`] began. Without it the guest writes a little slower.
     pub async fn untrack(&self) {
-        if let Err(error) = self.0.vm.untrack_memory().await {
-            tracing::warn!(%error, "a guest's writes stay tracked");
-        }
+        self.0.berth.memory.untrack(&*self.0.vm).await;
     }
 
     /// Flushes what the guest wrote to its disk, so that stopping it has little left to flush. Blocks.
@@ -231,8 +234,15 @@ impl Machine {
         self.0.berth.disk.sync_data()
     }
 
+    /// Whether [`Machine::save_memory`] adds to a clone of the memory file that the machine was loaded from; else it writes a
+    /// whole into an empty one.
+    pub fn saves_onto_base(&self) -> bool {
+        self.0.berth.memory.saves_onto_base()
+    }
+
     /// Writes the pages that the guest dirtied since its memory was mapped into `into`, which has to be a clone of
-    /// the memory file it was loaded from (of a machine that was booted: an empty file of its memory's size).
+    /// the memory file it was loaded from (of a machine that was booted, or does not [save onto its
+    /// base](Machine::saves_onto_base): an empty file of its memory's size).
     ///
     /// If some of it was copied into that file `ahead`, only what was written since is.
     ///
@@ -258,7 +268,7 @@ impl Machine {
                 false => Ok(stopped),
             }
         };
-        save::save(self.pid(), self.0.vm.guest_ram(), into, ahead.copied, &hold)
+        self.0.berth.memory.save(self.vm(), self.pid(), into, ahead.copied, &hold)
     }
 
     /// The working disk, opened read-only, to be cloned while the machine is stopped.
@@ -271,15 +281,9 @@ impl Machine {
         torpor_sys::start_write_back(&self.0.berth.disk)
     }
 
-    /// How much memory is the machine's alone, in bytes: never less than what [`Machine::save_memory`] writes, for it
-    /// counts QEMU's own memory too. 0 if the process is gone.
-    pub fn private_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let kib = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0_u64)
-        };
-        (kib("RssAnon:") + kib("VmSwap:")) << 10
+    /// How much of the vault [`Machine::save_memory`] takes up at most, in bytes. 0 if the process is gone.
+    pub fn room_to_save(&self) -> u64 {
+        self.0.berth.memory.room_to_save(self.pid())
     }
 
     /// Resolves when the process has ended, by itself or by [`Machine::destroy`].

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::facts::HostFacts;
 use crate::idle::Idle;
 use crate::logs;
 use crate::machine::{Machine, WeakMachine};
+use crate::memory::MemoryMode;
 use crate::options::MachineOptions;
 use crate::pool::{Pool, Step};
 use crate::qemu::{self, Qemu};
@@ -56,7 +58,10 @@ pub(crate) struct Inner {
 
 /// The machines this server made or adopted and has not destroyed.
 #[derive(Debug, Default)]
-pub(crate) struct Live(Mutex<HashMap<MachineId, WeakMachine>>);
+pub(crate) struct Live {
+    map: Mutex<HashMap<MachineId, WeakMachine>>,
+    room_is_low: AtomicBool,
+}
 
 // === impl Machines ===
 
@@ -65,17 +70,19 @@ impl Machines {
     ///
     /// Takes about 150 ms.
     pub async fn start(options: MachineOptions) -> Result<Self, StartError> {
-        let MachineOptions { qemu, ram_map, accelerator, run_dir, disks_dir, .. } = options;
+        let MachineOptions { qemu, ram_map, accelerator, memory, run_dir, disks_dir, .. } = options;
         // Blocks for the time a measurement and a process take: nobody else is served yet.
         let (program, version) = qemu::find(qemu.as_deref(), accelerator)?;
-        let library = fs::File::open(&ram_map);
-        library.map_err(|source| StartError::NoLibrary { path: ram_map.clone(), source })?;
+        if memory == MemoryMode::Private {
+            let library = fs::File::open(&ram_map);
+            library.map_err(|source| StartError::NoLibrary { path: ram_map.clone(), source })?;
+        }
         let facts = qemu::facts(accelerator, version);
         let kvm_gid = (accelerator == Accelerator::Kvm)
             .then(|| fs::metadata("/dev/kvm").map(|device| device.gid()).ok())
             .flatten();
         let io_uring = torpor_sys::io_uring_works();
-        tracing::info!(?facts, io_uring, program = %program.display(), "machines");
+        tracing::info!(?facts, io_uring, %memory, program = %program.display(), "machines");
         let qemu = Qemu { program, ram_map, facts: facts.clone(), io_uring, kvm_gid };
         let machines_dir = machines_dir(&run_dir);
         for path in [&machines_dir, &disks_dir] {
@@ -86,6 +93,7 @@ impl Machines {
             run_dir,
             disks_dir,
             accelerator,
+            memory,
             network: options.network,
             cgroups: Cgroups::detect(&options.instance),
             uids: Uids::new(uid_base(options.uid_base, &options.instance), recorded_uids(&machines_dir)),
@@ -106,7 +114,11 @@ impl Machines {
     /// Keeps `target` machines of that shape ready, as far as the limit over all shapes allows. They rehearse
     /// `rehearsal`, where that makes a guest quicker: where it is emulated, by a QEMU that can keep what it translated.
     pub fn keep_warm(&self, shape: Shape, target: usize, rehearsal: Option<Arc<dyn Rehearsal>>) {
-        self.0.pool.keep(shape, target, rehearsal.filter(|_| self.0.vmm.keeps_translations()));
+        self.0.pool.keep(shape, target, rehearsal.filter(|_| self.0.rehearses()));
+    }
+
+    pub(crate) fn live(&self) -> &Live {
+        &self.0.live
     }
 
     /// How many machines of that shape are ready, rehearsed or not.
@@ -192,6 +204,12 @@ impl Machines {
 // === impl Inner ===
 
 impl Inner {
+    /// Whether machines of the pool rehearse. Those whose memory is shared do not: nothing is preloaded that could forget what has
+    /// changed.
+    fn rehearses(&self) -> bool {
+        self.ground.memory == MemoryMode::Private && self.vmm.keeps_translations()
+    }
+
     /// Makes a berth and starts a process in it. On an error nothing is left.
     async fn start_machine(&self, shape: Shape, start: Start<'_>) -> Result<Idle, ClaimError> {
         let id = MachineId::random();
@@ -228,6 +246,7 @@ impl Inner {
             shape,
             dir: &berth.site.dir,
             disk: &berth.disk,
+            ram: berth.memory.file(),
             namespace: &berth.namespace,
             tap: handover.tap,
             uid: berth.uid.get(),
@@ -244,7 +263,11 @@ impl Inner {
             let process =
                 process.map_err(|source| ClaimError::File { what: "a handle of the process", source })?;
             let (pid, start_ticks) = (process.pid(), process.start_ticks());
-            let record = Record::new(id, shape, pid, start_ticks, berth.uid.get(), vm.guest_ram());
+            let ram = berth.memory.record(vm.guest_ram()).ok_or_else(|| ClaimError::File {
+                what: "its record",
+                source: std::io::Error::other("QEMU does not say where its RAM is"),
+            })?;
+            let record = Record::new(id, shape, pid, start_ticks, berth.uid.get(), ram);
             record
                 .write(&berth.site.dir)
                 .map_err(|source| ClaimError::File { what: "its record", source })?;
@@ -285,12 +308,21 @@ impl Live {
         self.map().contains_key(id)
     }
 
-    fn all(&self) -> Vec<Machine> {
+    pub(crate) fn all(&self) -> Vec<Machine> {
         self.map().values().filter_map(WeakMachine::upgrade).collect()
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<MachineId, WeakMachine>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether guests that fill the vault may not run.
+    pub(crate) fn is_room_low(&self) -> bool {
+        self.room_is_low.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_room_is_low(&self, is_low: bool) {
+        self.room_is_low.store(is_low, Ordering::Release);
     }
 }
 

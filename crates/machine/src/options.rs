@@ -5,13 +5,17 @@ use std::path::PathBuf;
 use torpor_network::Network;
 use torpor_types::Accelerator;
 
+use crate::memory::MemoryMode;
+
 /// How machines are made.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     /// The QEMU program, a path or a name found in `PATH`. `None`: `qemu-system-x86_64-microvm` on KVM where it is
     /// installed (it starts faster and has no emulator), else `qemu-system-x86_64`.
     pub qemu: Option<PathBuf>,
-    /// The library that is preloaded into QEMU. Has to be readable by everybody and lie on no `noexec` mount.
+    /// How machines that are started from now on have their RAM.
+    pub memory: MemoryMode,
+    /// The library that is preloaded into QEMU, unless memory is shared. Has to be readable by everybody and lie on no `noexec` mount.
     pub ram_map: PathBuf,
     /// What executes guest instructions.
     pub accelerator: Accelerator,

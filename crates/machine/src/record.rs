@@ -7,7 +7,8 @@
 //!   "pid": 4711,             its process …
 //!   "start_ticks": 99,       … and when that started, in clock ticks since the host did
 //!   "uid": 1900000000,       who it runs as
-//!   "ram": { "address", "len" },   where guest RAM lies in the process
+//!   "ram": { "address", "len" },   where private guest RAM lies in the process; or
+//!          { "file": "ram" },      the file beside its disk that is its RAM
 //!   "note": {…} | null }     its owner's words; null: it carries nothing and can go
 //! ```
 //!
@@ -21,7 +22,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use torpor_types::{MachineId, Shape};
 
-use crate::vmm::GuestRam;
+use crate::memory::RamRecord;
 
 const FILE: &str = "record.json";
 const VERSION: u32 = 1;
@@ -35,7 +36,7 @@ pub(crate) struct Record {
     pub(crate) pid: u32,
     pub(crate) start_ticks: u64,
     pub(crate) uid: u32,
-    pub(crate) ram: GuestRam,
+    pub(crate) ram: RamRecord,
     pub(crate) note: Option<serde_json::Value>,
 }
 
@@ -48,7 +49,7 @@ impl Record {
         pid: u32,
         start_ticks: u64,
         uid: u32,
-        ram: GuestRam,
+        ram: RamRecord,
     ) -> Self {
         Self { version: VERSION, id, shape, pid, start_ticks, uid, ram, note: None }
     }
@@ -81,6 +82,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::GuestRam;
 
     fn record() -> Record {
         let shape = Shape { vcpus: 1, memory_mib: 512, disk_mib: 1024 };
@@ -90,7 +92,7 @@ mod tests {
             7,
             9,
             1_900_000_000,
-            GuestRam { address: 4096, len: 512 << 20 },
+            RamRecord::Private(GuestRam { address: 4096, len: 512 << 20 }),
         )
     }
 
@@ -104,6 +106,20 @@ mod tests {
         record.write(dir.path()).unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), record);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_record_says_of_every_machine_which_kind_of_memory_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        for (ram, written) in [
+            (record().ram, serde_json::json!({ "address": 4096, "len": 512 << 20 })),
+            (RamRecord::Shared { file: "ram".to_owned() }, serde_json::json!({ "file": "ram" })),
+        ] {
+            Record { ram: ram.clone(), ..record() }.write(dir.path()).unwrap();
+            let text = fs::read(dir.path().join(FILE)).unwrap();
+            assert_eq!(serde_json::from_slice::<serde_json::Value>(&text).unwrap()["ram"], written);
+            assert_eq!(Record::read(dir.path()).unwrap().ram, ram);
+        }
     }
 
     #[test]

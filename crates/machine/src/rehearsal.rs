@@ -76,7 +76,9 @@ pub(crate) async fn rehearse(
     rehearsal.play(&machine.connector()).await.map_err(RehearsalError::Play)?;
     machine.vm().stop().await?;
     machine.vm().reset().await?;
-    let (pid, ram) = (machine.pid(), machine.vm().guest_ram());
+    // Those whose memory is shared do not rehearse.
+    let unknown = || io::Error::other("it is not known where guest RAM lies in the process");
+    let (pid, ram) = (machine.pid(), machine.vm().guest_ram().ok_or_else(unknown)?);
     let opened = memory.try_clone()?;
     let looking = move || -> io::Result<(Vec<PageRun>, Blocks)> {
         Ok((torpor_sys::anonymous_pages(pid, ram.address, ram.len)?, Blocks::of(&opened)?))

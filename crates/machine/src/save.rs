@@ -1,4 +1,4 @@
-//! Saving the memory a stopped machine has dirtied, into a clone of the memory file it was loaded from.
+//! Saving the private memory a stopped machine has dirtied, into a clone of the memory file it was loaded from.
 //!
 //! The dirtied pages are the anonymous pages of guest RAM in the machine's process. They are cut into pieces, which a
 //! few threads copy; pieces of zeros become holes, so that memory the guest freed takes no room.
@@ -19,7 +19,7 @@ use crate::vmm::GuestRam;
 const PIECE: u64 = 1 << 20;
 /// Zeros shorter than that are written: every hole splits the file into one more extent, which makes each later clone
 /// of it slower.
-const LEAST_HOLE: usize = 16 * PAGE;
+pub(crate) const LEAST_HOLE: usize = 16 * PAGE;
 const PAGE: usize = GUEST_PAGE_BYTES as usize;
 /// More threads than that do not make a disk faster.
 const MAX_THREADS: usize = 4;
@@ -200,7 +200,7 @@ fn write(into: &File, offset: u64, bytes: &[u8]) -> io::Result<u64> {
 }
 
 /// Cuts whole pages into stretches to write and stretches to punch: (start, end, all zeros).
-fn stretches(bytes: &[u8]) -> Vec<(usize, usize, bool)> {
+pub(crate) fn stretches(bytes: &[u8]) -> Vec<(usize, usize, bool)> {
     let mut stretches: Vec<(usize, usize, bool)> = Vec::new();
     let mut push = |start: usize, end: usize, is_zero: bool| {
         // Short zeros are content.

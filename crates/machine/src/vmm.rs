@@ -84,6 +84,9 @@ pub struct Place<'a> {
     pub dir: &'a Path,
     /// The disk, read-write.
     pub disk: &'a File,
+    /// The file that is its RAM, of the RAM's size and open for its user; `None`: its RAM is to be private, and has to be
+    /// mapped by [`Vm::map_memory`] or be filled by booting.
+    pub ram: Option<&'a File>,
     /// The network it is started in.
     pub namespace: &'a Namespace,
     /// The tap in it.
@@ -120,15 +123,16 @@ pub trait Vmm: std::fmt::Debug + Send + Sync {
     /// Whether its machines keep translations of guest code through a load ([`Vm::load_state_again`]).
     fn keeps_translations(&self) -> bool;
 
-    /// Reconnects to a process that an earlier server started with its control socket in `dir`.
-    async fn adopt(&self, dir: &Path, ram: GuestRam) -> Result<Box<dyn Vm>, VmmError>;
+    /// Reconnects to a process that an earlier server started with its control socket in `dir`, and its private RAM, if
+    /// it has such, at `ram`.
+    async fn adopt(&self, dir: &Path, ram: Option<GuestRam>) -> Result<Box<dyn Vm>, VmmError>;
 }
 
 /// One machine.
 #[async_trait::async_trait]
 pub trait Vm: std::fmt::Debug + Send + Sync {
-    /// Where guest RAM lies in the process.
-    fn guest_ram(&self) -> GuestRam;
+    /// Where private guest RAM lies in the process; `None` if its RAM is a file.
+    fn guest_ram(&self) -> Option<GuestRam>;
 
     /// What it is doing.
     async fn run_state(&self) -> Result<RunState, VmmError>;
@@ -139,11 +143,11 @@ pub trait Vm: std::fmt::Debug + Send + Sync {
     /// Reads the device state (without RAM and disk) of the stopped guest, which can go on afterwards.
     async fn device_state(&self) -> Result<Vec<u8>, VmmError>;
 
-    /// Lays a memory file privately over the RAM of an idle machine.
+    /// Lays a memory file privately over the RAM of an idle machine whose RAM is private.
     async fn map_memory(&self, memory: &File) -> Result<(), VmmError>;
 
     /// Begins to remember which pages of its RAM are written. `false` if that cannot be: the kernel is older than 6.7, or
-    /// the machine was adopted.
+    /// the machine was adopted, or its RAM is a file.
     async fn track_memory(&self) -> Result<bool, VmmError>;
 
     /// Ends what [`Vm::track_memory`] began.

@@ -25,4 +25,4 @@ pub use process_memory::read_process_memory;
 pub use session::{in_cgroups, in_new_session};
 pub use tsc::tsc_khz;
 pub use uring::io_uring_works;
-pub use write_back::start_write_back;
+pub use write_back::{start_write_back, write_back};

@@ -15,6 +15,20 @@ pub fn start_write_back(file: &File) -> io::Result<()> {
     }
 }
 
+/// Writes the dirty pages of a range of the file to its disk, and waits until they are there; no metadata is written, so
+/// that they are not durable yet.
+pub fn write_back(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let all =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (offset, len) = (i64::try_from(offset), i64::try_from(len));
+    let (Ok(offset), Ok(len)) = (offset, len) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    // SAFETY: takes no pointers.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, all) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -24,6 +38,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[1; 100_000]).unwrap();
         super::start_write_back(&file).unwrap();
+        super::write_back(&file, 4096, 50_000).unwrap();
         assert!(super::start_write_back(&std::fs::File::open("/dev/null").unwrap()).is_err());
     }
 }

@@ -90,6 +90,7 @@ impl Node {
             accelerator,
             run_dir: data_dir.run_dir(),
             disks_dir: vault.machines_dir(),
+            memory: settings.vault_memory(),
             network: network.clone(),
             instance: data_dir.instance(),
             uid_base: MachineOptions::DEFAULT_UID_BASE,

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use torpor_control::lifecycle::Limits;
 use torpor_control::retention::{MAX_DAYS, Retention};
+use torpor_machine::MemoryMode;
 
 use crate::layout::{DEFAULT_DATA_DIR, DataDir};
 
@@ -103,6 +104,15 @@ pub(crate) struct Settings {
     #[arg(long, env = "TORPOR_VAULT_RESERVE", value_name = "SIZE")]
     pub(crate) vault_reserve: Option<Size>,
 
+    /// How machines have their memory: private, over the snapshot's file, by a library preloaded into QEMU, or shared, as a
+    /// file of their own in the vault, where nothing can be preloaded [default: private]
+    #[arg(long, env = "TORPOR_VAULT_MEMORY", value_name = "private|shared")]
+    pub(crate) vault_memory: Option<MemoryMode>,
+
+    /// The keys above in a table of their own: `vault.memory` for `vault_memory`.
+    #[arg(skip)]
+    pub(crate) vault: Option<VaultTable>,
+
     /// Machines kept ready for each template; more make bursts of creates quicker and cost 16 to 40 MB each
     /// [default: 2]
     #[arg(long, env = "TORPOR_WARM_MACHINES")]
@@ -137,6 +147,15 @@ pub(crate) struct Settings {
     /// What is logged, in tracing's filter syntax [default: info]
     #[arg(long, env = "TORPOR_LOG")]
     pub(crate) log: Option<String>,
+}
+
+/// What `torpor.toml` may have in a table `vault`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultTable {
+    budget: Option<Size>,
+    reserve: Option<Size>,
+    memory: Option<MemoryMode>,
 }
 
 /// A number of bytes, written as people do: `100G`, or in the file also as a bare number.
@@ -216,9 +235,18 @@ impl Settings {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(self),
             Err(cause) => return Err(SettingsError::Read { path: shown, cause }),
         };
-        let file = toml::from_str(&text)
+        let file: Settings = toml::from_str(&text)
             .map_err(|cause| SettingsError::Parse { path: shown, cause: Box::new(cause) })?;
-        Ok(self.or(file))
+        Ok(self.or(file.with_tables()))
+    }
+
+    /// What is in a table, for what is not written out.
+    fn with_tables(mut self) -> Settings {
+        let table = self.vault.take().unwrap_or_default();
+        self.vault_budget = self.vault_budget.or(table.budget);
+        self.vault_reserve = self.vault_reserve.or(table.reserve);
+        self.vault_memory = self.vault_memory.or(table.memory);
+        self
     }
 
     fn or(self, other: Settings) -> Settings {
@@ -240,6 +268,8 @@ impl Settings {
             snapshot_retention_days: self.snapshot_retention_days.or(other.snapshot_retention_days),
             vault_budget: self.vault_budget.or(other.vault_budget),
             vault_reserve: self.vault_reserve.or(other.vault_reserve),
+            vault_memory: self.vault_memory.or(other.vault_memory),
+            vault: None,
             warm_machines: self.warm_machines.or(other.warm_machines),
             accelerator: self.accelerator.or(other.accelerator),
             qemu: self.qemu.or(other.qemu),
@@ -281,6 +311,11 @@ impl Settings {
         }
     }
 
+    /// How machines have their memory.
+    pub(crate) fn vault_memory(&self) -> MemoryMode {
+        self.vault_memory.unwrap_or_default()
+    }
+
     /// Machines kept ready for each template.
     pub(crate) fn warm_machines(&self) -> usize {
         self.warm_machines.unwrap_or(DEFAULT_WARM_MACHINES)
@@ -313,6 +348,22 @@ mod tests {
         let limits = settings.vault_limits();
         assert_eq!((limits.budget_bytes, limits.reserve_bytes), (Some(20 << 30), 4096));
         assert!(in_dir("vault_budget = \"much\"", Settings::default()).is_err());
+    }
+
+    #[test]
+    fn the_vaults_keys_may_be_in_a_table_and_memory_is_one_of_two() {
+        let settings =
+            in_dir("vault.memory = \"shared\"\nvault.budget = \"1G\"", Settings::default()).unwrap();
+        assert_eq!(
+            (settings.vault_memory(), settings.vault_limits().budget_bytes),
+            (MemoryMode::Shared, Some(1 << 30))
+        );
+        let settings = in_dir("vault_memory = \"shared\"", Settings::default()).unwrap();
+        assert_eq!(settings.vault_memory(), MemoryMode::Shared);
+        assert_eq!(Settings::default().vault_memory(), MemoryMode::Private);
+        let error = in_dir("vault.memory = \"both\"", Settings::default()).unwrap_err().to_string();
+        assert!(error.contains("'both'") && error.contains("'private'"), "{error}");
+        assert!(in_dir("vault.memmory = \"shared\"", Settings::default()).is_err());
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod origin;
 mod rebuild;
 mod reconcile;
 mod rehearsal;
+mod room;
 mod save;
 mod snapshots;
 
@@ -124,6 +125,7 @@ impl Sandboxes {
         let node = Arc::new(Node::start(options).await?);
         let entries = Entries::default();
         let reconciled = reconcile::reconcile(&node, &entries).await?;
+        tokio::spawn(room::watch(Arc::downgrade(&node)));
         node.warm_up().await;
         Ok((Sandboxes { inner: Arc::new(Inner { node, entries }) }, reconciled))
     }

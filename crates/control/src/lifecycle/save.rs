@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! copying:  clone base memory ─ write dirty pages ─ clone disk ─ write device state
+//!           (shared memory: flush RAM file ─ clone it ─ …)
 //! copied:   flush, sums, manifest, rename            (Vault: Staging::publish)
 //! ```
 //!
@@ -187,7 +188,7 @@ impl Job {
         let (state, room) = match captured {
             Some(captured) => captured,
             None => {
-                let room = node.vault.claim_room(machine.private_bytes())?;
+                let room = node.vault.claim_room(machine.room_to_save())?;
                 let capturing = tokio::runtime::Handle::current().block_on(machine.stop_and_capture());
                 (capturing.map_err(step("capturing the device state"))?, room)
             }
@@ -229,7 +230,7 @@ impl Copying {
         let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
         let memory = match keep {
             Keep::Disk => None,
-            Keep::Everything if base.manifest().is_filesystem_only() => {
+            Keep::Everything if base.manifest().is_filesystem_only() || !machine.saves_onto_base() => {
                 let bytes = machine.shape().memory_bytes();
                 Some(staging.memory_file(bytes).map_err(step("making the memory file"))?)
             }

@@ -25,9 +25,6 @@ pub(super) const KVM_CPU: &str = "host,migratable=on";
 pub(super) fn command(qemu: &Qemu, shape: Shape, start: &Start<'_>) -> Command {
     let mut command = Command::new(&qemu.program);
     command.env_clear();
-    command.env("LD_PRELOAD", format!("/proc/self/fd/{}", child_fd::RAM_MAP));
-    command.env("TORPOR_RAM_FD", child_fd::RAM.to_string());
-    command.env("TORPOR_RAM_SOCKET", child_fd::RAM_SOCKET.to_string());
     command.args(arguments(qemu, shape, start));
     command
 }
@@ -47,7 +44,7 @@ fn arguments(qemu: &Qemu, shape: Shape, start: &Start<'_>) -> Vec<String> {
     add("-cpu", cpu.into());
     add("-smp", shape.vcpus.to_string());
     add("-m", mib.to_string());
-    // Shared as far as QEMU knows, so that RAM stays out of the device state; the preloaded library makes it private.
+    // Shared, as far as QEMU knows, so that RAM stays out of the device state: see backing.rs.
     let ram = child_fd::RAM;
     add("-object", format!("memory-backend-file,id=ram,mem-path=/proc/self/fd/{ram},share=on,size={mib}M"));
     add("-add-fd", format!("fd={},set=1", child_fd::DISK));

@@ -1,5 +1,6 @@
 //! QEMU as the virtual machine monitor.
 
+mod backing;
 mod command;
 mod process;
 mod qmp;
@@ -17,6 +18,7 @@ pub(crate) use version::{facts, find};
 
 use crate::facts::HostFacts;
 use crate::vmm::{GuestRam, Place, Start, Vm, Vmm, VmmError};
+use backing::Backing;
 use process::{QemuVm, io_error};
 
 /// A QEMU program and how this host has to use it.
@@ -63,26 +65,21 @@ impl Vmm for Qemu {
         let failed = |error: std::io::Error| io_error(doing, error);
         let socket = place.dir.join(QMP_SOCKET);
         let log = place.dir.join(crate::logs::QEMU_LOG);
-        let (ram, ram_in_qemu) = ram::RamSocket::pair().map_err(failed)?;
         // Created here and passed: QEMU needs no right to any path, and connecting needs no waiting.
         let listener = std::os::unix::net::UnixListener::bind(&socket).map_err(failed)?;
-        let placeholder = ram::placeholder(place.shape.memory_bytes()).map_err(failed)?;
-        let mut fds: Vec<(OwnedFd, i32)> = vec![
-            (placeholder, child_fd::RAM),
-            (ram_in_qemu, child_fd::RAM_SOCKET),
+        let mut command = command::command(self, place.shape, &start);
+        let mut fds = Vec::new();
+        let backing = Backing::prepare(self, &place, &mut command, &mut fds).map_err(failed)?;
+        fds.extend([
             (listener.into(), child_fd::QMP),
             (copy(place.disk).map_err(failed)?, child_fd::DISK),
             (place.tap, child_fd::TAP),
             (copy(place.console).map_err(failed)?, child_fd::CONSOLE),
-        ];
-        // By descriptor, as everything: the data directory may lie where QEMU's user cannot look.
-        let ram_map = File::open(&self.ram_map).map_err(failed)?;
-        fds.push((ram_map.into(), child_fd::RAM_MAP));
+        ]);
         if let Start::Boot { kernel, initramfs, .. } = start {
             fds.push((copy(kernel).map_err(failed)?, child_fd::KERNEL));
             fds.push((copy(initramfs).map_err(failed)?, child_fd::INITRAMFS));
         }
-        let mut command = command::command(self, place.shape, &start);
         let gid = self.kvm_gid.unwrap_or(place.uid);
         process::confine(&mut command, place.uid, gid, place.log, fds).map_err(failed)?;
         torpor_sys::in_cgroups(&mut command, place.cgroup_procs);
@@ -90,8 +87,8 @@ impl Vmm for Qemu {
         let mut child = process::spawn_in(netns, command).await.map_err(failed)?;
         let connected = async {
             let qmp = process::connect(&socket, &log).await?;
-            let ram_at = ram.locate().await?;
-            Ok(Box::new(QemuVm::new(qmp, ram_at, Some(ram))))
+            let (guest_ram, ram) = backing.locate().await?;
+            Ok(Box::new(QemuVm::new(qmp, guest_ram, ram)))
         };
         match connected.await {
             Ok(vm) => Ok((child, vm)),
@@ -107,7 +104,7 @@ impl Vmm for Qemu {
         self.accelerator() == Accelerator::Tcg && version::keeps_translations(&self.facts.qemu_version)
     }
 
-    async fn adopt(&self, dir: &Path, ram: GuestRam) -> Result<Box<dyn Vm>, VmmError> {
+    async fn adopt(&self, dir: &Path, ram: Option<GuestRam>) -> Result<Box<dyn Vm>, VmmError> {
         let qmp = process::connect(&dir.join(QMP_SOCKET), &dir.join(crate::logs::QEMU_LOG)).await?;
         Ok(Box::new(QemuVm::new(qmp, ram, None)))
     }

@@ -39,8 +39,9 @@ const RESET_POLL: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct QemuVm {
     qmp: Qmp,
-    guest_ram: GuestRam,
-    /// `None` in an adopted machine, which has its memory.
+    /// `None` if its RAM is a file.
+    guest_ram: Option<GuestRam>,
+    /// `None` in an adopted machine, which has its memory, and in one whose RAM is a file.
     ram: Option<RamSocket>,
 }
 
@@ -109,7 +110,7 @@ pub(super) async fn connect(socket: &Path, log: &Path) -> Result<Qmp, VmmError> 
 // === impl QemuVm ===
 
 impl QemuVm {
-    pub(super) fn new(qmp: Qmp, guest_ram: GuestRam, ram: Option<RamSocket>) -> Self {
+    pub(super) fn new(qmp: Qmp, guest_ram: Option<GuestRam>, ram: Option<RamSocket>) -> Self {
         Self { qmp, guest_ram, ram }
     }
 
@@ -136,7 +137,7 @@ impl QemuVm {
 
 #[async_trait::async_trait]
 impl Vm for QemuVm {
-    fn guest_ram(&self) -> GuestRam {
+    fn guest_ram(&self) -> Option<GuestRam> {
         self.guest_ram
     }
 

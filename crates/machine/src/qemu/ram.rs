@@ -100,7 +100,8 @@ impl RamSocket {
                 // Also when QEMU runs without the library: nobody holds the other end.
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
-                    "the preloaded library is not there",
+                    "the preloaded library is not there; where nothing can be preloaded, the setting vault_memory = \"shared\" does \
+                     without",
                 ));
             }
             Ok(answer)

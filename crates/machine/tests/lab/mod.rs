@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,10 +16,10 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use torpor_machine::{
-    Ahead, BootSource, DeviceState, LoadSource, Machine, MachineOptions, Machines, SavedMemory,
+    Ahead, BootSource, DeviceState, LoadSource, Machine, MachineOptions, Machines, MemoryMode, SavedMemory,
 };
 use torpor_network::{AGENT_PORT, Connector, Network, NetworkOptions};
-use torpor_types::{Accelerator, Shape};
+use torpor_types::{Accelerator, MIB, Shape};
 
 pub(crate) const SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256, disk_mib: 64 };
 const INSTANCE: &str = "0a000002";
@@ -29,6 +29,8 @@ pub(crate) struct Lab {
     pub(crate) machines: Machines,
     pub(crate) network: Network,
     pub(crate) dir: PathBuf,
+    /// How the machines have their memory.
+    pub(crate) mode: MemoryMode,
     snapshots: std::sync::atomic::AtomicU32,
 }
 
@@ -44,8 +46,19 @@ pub(crate) struct Snapshot {
 /// A connection to the program in the guest.
 pub(crate) struct Guest(BufReader<TcpStream>);
 
-/// Runs `test` with machines of its own, and checks that nothing of them is left.
+/// Runs `test` with machines of its own, and checks that nothing of them is left. Their memory is as TORPOR_VAULT_MEMORY
+/// says, private if it says nothing.
 pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static) {
+    let mode = std::env::var("TORPOR_VAULT_MEMORY")
+        .map_or_else(|_| MemoryMode::default(), |mode| mode.parse().unwrap());
+    in_lab_with(mode, test);
+}
+
+/// As [`in_lab`], with that kind of memory.
+pub(crate) fn in_lab_with<F: Future<Output = ()>>(
+    mode: MemoryMode,
+    test: impl FnOnce(Lab) -> F + Send + 'static,
+) {
     let thread = std::thread::spawn(move || {
         // Threads of the runtime inherit the namespace of this one.
         torpor_sys::netns::unshare_network().expect("needs root");
@@ -54,7 +67,7 @@ pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send 
         let dir = tempfile::Builder::new().prefix("machine-test-").tempdir_in(data.join("vault")).unwrap();
         let path = dir.path().to_owned();
         make_guest(&path);
-        let lab = runtime.block_on(Lab::open(&path));
+        let lab = runtime.block_on(Lab::open(&path, mode));
         let (machines, network) = (lab.machines.clone(), lab.network.clone());
         let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(test(lab))));
         runtime.block_on(async {
@@ -76,18 +89,23 @@ pub(crate) fn in_lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send 
 // === impl Lab ===
 
 impl Lab {
-    pub(crate) async fn open(dir: &Path) -> Self {
+    pub(crate) async fn open(dir: &Path, mode: MemoryMode) -> Self {
         let mut options = NetworkOptions::new(INSTANCE.parse().unwrap());
         // Nobody asks it anything.
         options.resolver = Some(std::net::Ipv4Addr::new(10, 99, 0, 53).into());
         let network = Network::start(options).await.unwrap();
-        let machines = start(dir, &network).await;
-        Self { machines, network, dir: dir.to_owned(), snapshots: Default::default() }
+        let machines = start(dir, &network, mode).await;
+        Self { machines, network, dir: dir.to_owned(), mode, snapshots: Default::default() }
     }
 
     /// What another server finds after this one is gone.
     pub(crate) async fn next_server(&self) -> Machines {
-        start(&self.dir, &self.network).await
+        self.next_server_with(self.mode).await
+    }
+
+    /// The same, if it is told to start machines with that kind of memory.
+    pub(crate) async fn next_server_with(&self, mode: MemoryMode) -> Machines {
+        start(&self.dir, &self.network, mode).await
     }
 
     /// A machine whose guest has just started.
@@ -121,7 +139,7 @@ impl Lab {
         state: &DeviceState,
         base: Option<&Snapshot>,
     ) -> Snapshot {
-        let memory = self.memory_file(base);
+        let memory = self.memory_file(base.filter(|_| machine.saves_onto_base()));
         self.save_into(machine, state, memory, Ahead::default()).await
     }
 
@@ -167,10 +185,12 @@ impl Lab {
     }
 }
 
-async fn start(dir: &Path, network: &Network) -> Machines {
+async fn start(dir: &Path, network: &Network, mode: MemoryMode) -> Machines {
     let options = MachineOptions {
         qemu: None,
-        ram_map: ram_map(),
+        // Shared memory has to do without.
+        ram_map: if mode == MemoryMode::Private { ram_map() } else { PathBuf::from("/nowhere") },
+        memory: mode,
         accelerator: Accelerator::Tcg,
         run_dir: dir.join("run"),
         disks_dir: dir.join("disks"),
@@ -242,6 +262,35 @@ impl Guest {
             .unwrap_or_else(|_| panic!("no answer to {command}"))
             .unwrap()
     }
+}
+
+/// Fails unless the snapshot's memory is the machine's, byte for byte.
+pub(crate) fn assert_same_memory(machine: &Machine, snapshot: &Snapshot) {
+    let file = File::open(&snapshot.memory).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), SHAPE.memory_bytes());
+    let address = guest_ram(machine);
+    let (mut held, mut saved) = (vec![0; MIB as usize], vec![1; MIB as usize]);
+    for mib in 0..u64::from(SHAPE.memory_mib) {
+        torpor_sys::read_process_memory(machine.pid(), address + mib * MIB, &mut held).unwrap();
+        file.read_exact_at(&mut saved, mib * MIB).unwrap();
+        assert!(held == saved, "they differ at {mib} MiB");
+    }
+}
+
+/// Where guest RAM lies in the machine's process.
+fn guest_ram(machine: &Machine) -> u64 {
+    let record = fs::read(machine.run_dir().join("record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    if let Some(address) = record["ram"]["address"].as_u64() {
+        assert_eq!(record["ram"]["len"].as_u64(), Some(SHAPE.memory_bytes()));
+        return address;
+    }
+    let file = format!("/{}/{}", machine.id(), record["ram"]["file"].as_str().unwrap());
+    let maps = fs::read_to_string(format!("/proc/{}/maps", machine.pid())).unwrap();
+    let range = maps.lines().find(|line| line.ends_with(&file)).unwrap().split(' ').next().unwrap();
+    let ends: Vec<_> = range.split('-').map(|end| u64::from_str_radix(end, 16).unwrap()).collect();
+    assert_eq!(ends[1] - ends[0], SHAPE.memory_bytes());
+    ends[0]
 }
 
 pub(crate) fn clone(from: &File, to: &File) {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use torpor_machine::HostFacts;
+use torpor_machine::{HostFacts, MemoryMode};
 use torpor_network::{FindingLevel, NetworkOptions};
 use torpor_template::TemplateSpec;
 use torpor_types::Accelerator;
@@ -44,8 +44,9 @@ pub(super) fn all(data_dir: &Path, settings: &Settings) -> Vec<Check> {
         }
     };
     checks.extend(network(&network_options(&data_dir, &settings)));
-    checks.push(permissions(&data_dir));
+    checks.push(permissions(&data_dir, &settings));
     checks.push(accelerator_check(&data_dir, &settings));
+    checks.push(memory(&settings));
     checks.extend(vault(&data_dir, &settings));
     checks.push(server(&data_dir));
     checks
@@ -220,7 +221,7 @@ fn unnamed() -> torpor_network::Instance {
     }
 }
 
-fn permissions(data_dir: &DataDir) -> Check {
+fn permissions(data_dir: &DataDir, settings: &Settings) -> Check {
     let path = data_dir.root().display();
     let mode = match fs::metadata(data_dir.root()) {
         Ok(metadata) => metadata.permissions().mode() & 0o777,
@@ -243,14 +244,14 @@ fn permissions(data_dir: &DataDir) -> Check {
             format!("Run `torpor setup`, or: chmod 711 {path}"),
         );
     }
-    if noexec(data_dir.root()) {
+    if settings.vault_memory() == MemoryMode::Private && noexec(data_dir.root()) {
         return Check::fail(
             "data directory",
             code::DATA_DIR,
             format!(
                 "{path} is on a file system mounted noexec, and the library preloaded into QEMU is kept there"
             ),
-            "Mount it without noexec, or choose another --data-dir.",
+            "Mount it without noexec, choose another --data-dir, or set vault_memory = \"shared\", which does without it.",
         );
     }
     if mode & 0o044 != 0 {
@@ -291,6 +292,20 @@ fn accelerator_check(data_dir: &DataDir, settings: &Settings) -> Check {
             ),
             "For more speed use a host with hardware virtualisation (a bare-metal machine, or a VM with nested \
              virtualisation), load kvm_intel or kvm_amd, and run `torpor setup` again.",
+        ),
+    }
+}
+
+/// Which of the two it is; both work.
+fn memory(settings: &Settings) -> Check {
+    let name = "machine memory";
+    match settings.vault_memory() {
+        MemoryMode::Private => {
+            Check::ok(name, "private: mapped over the snapshot's file by a library preloaded into QEMU")
+        }
+        MemoryMode::Shared => Check::ok(
+            name,
+            "shared: a file in the vault for each machine, nothing is preloaded into QEMU; machines of one snapshot share no memory",
         ),
     }
 }

@@ -18,6 +18,9 @@ use crate::link::{Answer, NoAnswer};
 const LEFT_FREE_BYTES: u64 = 700 << 20;
 /// The smallest piece by which a vault is filled to its brim.
 const SMALLEST_PIECE_BYTES: u64 = 64 << 10;
+/// With that little, guests whose memory is in the vault stand still, and how long that takes at most.
+const NEARLY_FULL_BYTES: u64 = 256 << 20;
+const TO_STAND_STILL: Duration = Duration::from_millis(800);
 /// What a guest writes meanwhile.
 const PRESSURE_MIB: u64 = 48;
 /// How long it stays full.
@@ -214,7 +217,7 @@ impl Run {
     pub(super) async fn fill_vault(&mut self, plan: Plan) -> Result<(), RunError> {
         self.ensure_running(plan.slot).await?;
         self.exercise(plan.slot, plan).await?;
-        let ballast = self.ballast(LEFT_FREE_BYTES)?;
+        let ballast = self.ballast(LEFT_FREE_BYTES).await?;
         let refused = self.refused_for_room(plan).await;
         drop(ballast);
         refused?;
@@ -226,7 +229,7 @@ impl Run {
         self.ensure_running(plan.slot).await?;
         self.exercise(plan.slot, plan).await?;
         self.pause(plan.slot, false).await?;
-        let ballast = self.ballast(0)?;
+        let ballast = self.ballast(0).await?;
         tokio::time::sleep(FULL_FOR).await;
         drop(ballast);
         if plan.variation.is_multiple_of(2) {
@@ -241,7 +244,7 @@ impl Run {
     pub(super) async fn fill_vault_while_writing(&mut self, plan: Plan) -> Result<(), RunError> {
         self.ensure_running(plan.slot).await?;
         self.exercise(plan.slot, plan).await?;
-        let ballast = self.ballast(0)?;
+        let ballast = self.ballast(0).await?;
         let (api, handle) = (self.api.clone(), self.slot(plan.slot)?.handle.clone());
         let target = format!("/press?mib={PRESSURE_MIB}");
         let pressing = async move { api.ask_until_answered(&handle, &target, check::ANSWER_LIMIT).await };
@@ -255,12 +258,28 @@ impl Run {
         self.exercise(plan.slot, plan).await
     }
 
+    /// Whether any machine has its memory in a file.
+    fn memory_is_shared(&self) -> bool {
+        let machines = std::fs::read_dir(self.data_dir.run_dir().join("machines"));
+        machines.into_iter().flatten().flatten().any(|machine| {
+            let record = std::fs::read(machine.path().join("record.json")).unwrap_or_default();
+            let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+            record["ram"]["file"].is_string()
+        })
+    }
+
     /// Takes up all of the vault's space but `left_bytes`.
-    fn ballast(&self, left_bytes: u64) -> Result<Ballast, RunError> {
+    async fn ballast(&self, left_bytes: u64) -> Result<Ballast, RunError> {
         let path = self.data_dir.vault().join("ballast");
         let file = File::create(&path).map_err(RunError::io("making the ballast"))?;
         let ballast = Ballast { path, file };
-        ballast.fill(left_bytes).map_err(RunError::io("filling the vault"))?;
+        let fill = |left_bytes| ballast.fill(left_bytes).map_err(RunError::io("filling the vault"));
+        if left_bytes < NEARLY_FULL_BYTES && self.memory_is_shared() {
+            // Not in one blow: guests whose memory is in the vault have to be stopped in time.
+            fill(NEARLY_FULL_BYTES)?;
+            tokio::time::sleep(TO_STAND_STILL).await;
+        }
+        fill(left_bytes)?;
         Ok(ballast)
     }
 }
@@ -271,14 +290,15 @@ impl Ballast {
     fn fill(&self, left_bytes: u64) -> std::io::Result<()> {
         let space = rustix::fs::statvfs(&self.path)?;
         let wanted = (space.f_bavail * space.f_frsize).saturating_sub(left_bytes);
-        let (mut size, mut piece) = (0, wanted);
+        let before = self.file.metadata()?.len();
+        let (mut size, mut piece) = (before, wanted);
         while piece >= SMALLEST_PIECE_BYTES {
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), size, piece) {
                 // To the brim means what others let go of meanwhile, too.
                 Ok(()) if left_bytes == 0 => size += piece,
                 Ok(()) => {
                     size += piece;
-                    piece = piece.min(wanted - size);
+                    piece = piece.min(wanted - (size - before));
                 }
                 // Not as much in one go as there is in all.
                 Err(rustix::io::Errno::NOSPC) => piece /= 2,
