@@ -69,7 +69,8 @@ pub(crate) fn save<H>(
         Ok(runs)
     };
     let runs = tracing::info_span!("machine.find_dirty").in_scope(find)?;
-    let mut saved = copy(pid, ram, &runs, into, hold)?;
+    // The last pages of a live copy are for a guest that waits to go on: the disk can wait.
+    let mut saved = copy(pid, ram, &runs, into, !ahead, hold)?;
     saved.hole_bytes +=
         tracing::info_span!("machine.punch_free").in_scope(|| punch_free(pid, ram, into, hold))?;
     Ok(saved)
@@ -118,7 +119,7 @@ pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: &File) -> Result<SavedMe
             0 => torpor_sys::protect_anonymous_pages(pid, ram.address, ram.len),
             _ => torpor_sys::written_pages(pid, ram.address, ram.len, true),
         };
-        let copied = copy(pid, ram, &found.map_err(SaveError::Read)?, into, &|| Ok(()))?;
+        let copied = copy(pid, ram, &found.map_err(SaveError::Read)?, into, true, &|| Ok(()))?;
         all = SavedMemory {
             pages: all.pages + copied.pages,
             bytes: all.bytes + copied.bytes,
@@ -134,11 +135,13 @@ pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: &File) -> Result<SavedMe
     Ok(all)
 }
 
+/// Copies pages. With `to_disk` the disk begins with each piece while the next ones are copied.
 fn copy<H>(
     pid: u32,
     ram: GuestRam,
     runs: &[PageRun],
     into: &File,
+    to_disk: bool,
     hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {
     let pages = runs.iter().map(|run| run.len / GUEST_PAGE_BYTES).sum();
@@ -154,6 +157,9 @@ fn copy<H>(
                 .map_err(SaveError::Read)?;
             drop(held);
             let hole_bytes = write(into, piece.offset, buffer).map_err(SaveError::Write)?;
+            if to_disk {
+                torpor_sys::start_write_back_of(into, piece.offset, piece.len).map_err(SaveError::Write)?;
+            }
             holes.fetch_add(hole_bytes, Ordering::Relaxed);
             written.fetch_add(piece.len - hole_bytes, Ordering::Relaxed);
         }
