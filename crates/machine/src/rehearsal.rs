@@ -6,7 +6,7 @@
 //! and what they wrote is dropped. Whatever is loaded later, translations of pages that are not the same are forgotten.
 //!
 //! Which are the same? Those of the rehearsed snapshot's memory that the machine has not written to, and that the other memory
-//! file holds in the same block of the file system ([`Blocks`]). A page that is a hole in the rehearsed memory holds zeros,
+//! file holds in the same block of the file system ([`extents`]). A page that is a hole in the rehearsed memory holds zeros,
 //! which no guest runs, until it is written to.
 
 use std::error::Error;
@@ -14,7 +14,8 @@ use std::fs::File;
 use std::io;
 
 use torpor_network::{Connector, EgressError, EgressPolicy};
-use torpor_sys::{Blocks, PageRun};
+use torpor_sys::PageRun;
+use torpor_sys::extents::{Extent, extents, missing};
 
 use crate::error::LoadError;
 use crate::idle::LoadSource;
@@ -27,7 +28,7 @@ pub trait Rehearsal: std::fmt::Debug + Send + Sync {
     /// Another for each snapshot.
     fn name(&self) -> &str;
 
-    /// The snapshot. Its memory and that of snapshots that grew out of it have to be flushed.
+    /// The snapshot. Its memory and that of whatever is loaded later have to be flushed, and on one file system.
     async fn open(&self) -> Result<LoadSource, Box<dyn Error + Send + Sync>>;
 
     /// Has the guest do what guests are asked to do first. Everything it does is undone afterwards; it reaches nothing but
@@ -40,7 +41,7 @@ pub trait Rehearsal: std::fmt::Debug + Send + Sync {
 pub(crate) struct Rehearsed {
     pub(crate) name: String,
     /// Of the memory file.
-    blocks: Blocks,
+    extents: Vec<Extent>,
     /// Pages of it that the guest wrote to.
     written: Vec<PageRun>,
 }
@@ -80,15 +81,15 @@ pub(crate) async fn rehearse(
     let unknown = || io::Error::other("it is not known where guest RAM lies in the process");
     let (pid, ram) = (machine.pid(), machine.vm().guest_ram().ok_or_else(unknown)?);
     let opened = memory.try_clone()?;
-    let looking = move || -> io::Result<(Vec<PageRun>, Blocks)> {
-        Ok((torpor_sys::anonymous_pages(pid, ram.address, ram.len)?, Blocks::of(&opened)?))
+    let looking = move || -> io::Result<(Vec<PageRun>, Vec<Extent>)> {
+        Ok((torpor_sys::anonymous_pages(pid, ram.address, ram.len)?, extents(&opened)?))
     };
-    let (written, blocks) = tokio::task::spawn_blocking(looking).await.map_err(io::Error::other)??;
+    let (written, extents) = tokio::task::spawn_blocking(looking).await.map_err(io::Error::other)??;
     // Drops what it wrote.
     machine.vm().map_memory(&memory).await?;
     machine.empty_disk().await?;
     machine.network().set_egress(&EgressPolicy::default()).await?;
-    Ok(Rehearsed { name: rehearsal.name().to_owned(), blocks, written })
+    Ok(Rehearsed { name: rehearsal.name().to_owned(), extents, written })
 }
 
 // === impl Rehearsed ===
@@ -96,7 +97,7 @@ pub(crate) async fn rehearse(
 impl Rehearsed {
     /// The pages whose translations are worth nothing with `memory`. Blocks.
     pub(crate) fn stale(&self, memory: &File) -> io::Result<Vec<PageRun>> {
-        let mut stale = self.blocks.missing_in(&Blocks::of(memory)?);
+        let mut stale = missing(&self.extents, &extents(memory)?);
         stale.extend(&self.written);
         Ok(stale)
     }

@@ -1,143 +1,142 @@
-//! Where two files hold the same blocks of a file system that can clone.
+//! Where the file system keeps a file's bytes, and so: what two files share.
 //!
-//! A clone shares its blocks with the file it was made from until one of them is written to. So what two files have in common
-//! is known without reading either: they hold the same where the same blocks are theirs. (The other way round it does not follow.)
+//! Cloned files share their blocks until one is written to; the writer then gets new blocks. So where two files
+//! map a range to the same place on the device, they hold the same bytes there, and where they do not, they may differ. (XFS shows a block's new
+//! place only once it has been written back: flush a file before looking.) Both have to be on one file system.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+
+use fiemap::{Fiemap, FiemapExtentFlags};
 
 use crate::PageRun;
 
-/// Which blocks of its file system a file consists of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocks {
-    device: u64,
-    /// In order; what is in none is a hole.
-    extents: Vec<Extent>,
-}
-
-/// Bytes that lie in one piece.
+/// A piece of a file that is in one piece on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Extent {
-    start: u64,
-    len: u64,
-    /// Where on the device; `None` if that says nothing of what is there.
-    place: Option<u64>,
+pub struct Extent {
+    /// Where in the file it starts.
+    pub logical: u64,
+    /// Where on the device.
+    pub physical: u64,
+    /// How long it is.
+    pub bytes: u64,
+    /// Allocated but never written: reads as zeros.
+    pub unwritten: bool,
+    /// The place is not known, or does not determine the content (compressed, inline, encrypted).
+    pub opaque: bool,
 }
 
-/// `struct fiemap` of `linux/fiemap.h`, with room for some of what it ends with.
-#[repr(C)]
-struct Request {
-    start: u64,
-    length: u64,
-    flags: u32,
-    mapped_extents: u32,
-    extent_count: u32,
-    reserved: u32,
-    extents: [RawExtent; AT_ONCE],
-}
-
-/// `struct fiemap_extent`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct RawExtent {
-    logical: u64,
-    physical: u64,
-    length: u64,
-    reserved64: [u64; 2],
-    flags: u32,
-    reserved: [u32; 3],
-}
-
-const AT_ONCE: usize = 1024;
-/// `_IOWR('f', 11, struct fiemap)`
-const FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
-const LAST: u32 = 1;
-/// Unknown, delayed, encoded, encrypted, not aligned, inline, tail: the place says nothing, or not all.
-const NO_PLACE: u32 = 0x02 | 0x04 | 0x08 | 0x80 | 0x100 | 0x200 | 0x400;
-
-// === impl Blocks ===
-
-impl Blocks {
-    /// Looks where `file` lies (`ioctl_fiemap`). What was written to it has to be flushed, and has to stay as it is: blocks that a
-    /// clone is about to get in place of shared ones are not told of before.
-    pub fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        let (device, len) = (metadata.dev(), metadata.len());
-        let mut extents = Vec::new();
-        let mut start = 0;
-        let mut request = Box::new(Request {
-            start,
-            length: 0,
-            flags: 0,
-            mapped_extents: 0,
-            extent_count: AT_ONCE as u32,
-            reserved: 0,
-            extents: [RawExtent::default(); AT_ONCE],
-        });
-        while start < len {
-            (request.start, request.length, request.mapped_extents) = (start, len - start, 0);
-            // SAFETY: `request` has the layout the call expects, with room for as many extents as it says.
-            if unsafe { libc::ioctl(file.as_raw_fd(), FIEMAP, &raw mut *request) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let found = &request.extents[..(request.mapped_extents as usize).min(AT_ONCE)];
-            extents.extend(found.iter().map(|raw| Extent {
-                start: raw.logical,
-                len: raw.length,
-                place: (raw.flags & NO_PLACE == 0).then_some(raw.physical),
-            }));
-            match found.last() {
-                Some(last) if last.flags & LAST == 0 && last.logical + last.length > start => {
-                    start = last.logical + last.length;
-                }
-                _ => break,
-            }
-        }
-        Ok(Self { device, extents })
+/// The extents of a flushed file, in order; neighbours that continue each other are one.
+pub fn extents(file: &File) -> io::Result<Vec<Extent>> {
+    let opaque = FiemapExtentFlags::UNKNOWN
+        | FiemapExtentFlags::DELALLOC
+        | FiemapExtentFlags::ENCODED
+        | FiemapExtentFlags::DATA_ENCRYPTED
+        | FiemapExtentFlags::NOT_ALIGNED
+        | FiemapExtentFlags::DATA_INLINE
+        | FiemapExtentFlags::DATA_TAIL;
+    let mut all = Vec::new();
+    for extent in Fiemap::new(file) {
+        let extent = extent?;
+        push(
+            &mut all,
+            Extent {
+                logical: extent.fe_logical,
+                physical: extent.fe_physical,
+                bytes: extent.fe_length,
+                unwritten: extent.fe_flags.contains(FiemapExtentFlags::UNWRITTEN),
+                opaque: extent.fe_flags.intersects(opaque),
+            },
+        );
     }
+    Ok(all)
+}
 
-    /// What of this file the other one may not hold in the same place: wherever this one is no hole, unless both have the same
-    /// block there. In order, neighbours merged.
-    pub fn missing_in(&self, other: &Self) -> Vec<PageRun> {
-        let is_elsewhere = self.device != other.device;
-        let mut runs: Vec<PageRun> = Vec::new();
-        let mut theirs = other.extents.as_slice();
-        for ours in &self.extents {
-            let (mut at, end) = (ours.start, ours.start + ours.len);
-            while at < end {
-                while let [first, rest @ ..] = theirs
-                    && first.start + first.len <= at
-                {
-                    theirs = rest;
-                }
-                let (place, same_until) = match theirs.first() {
-                    Some(next) if next.start <= at => (next.place_of(at), next.start + next.len),
-                    Some(next) => (None, next.start),
-                    None => (None, end),
-                };
-                let until = same_until.min(end);
-                if is_elsewhere || place.is_none() || place != ours.place_of(at) {
-                    match runs.last_mut() {
-                        Some(last) if last.offset + last.len == at => last.len += until - at,
-                        _ => runs.push(PageRun { offset: at, len: until - at }),
-                    }
-                }
-                at = until;
+/// Bytes that the file occupies and shares with no other: what its removal frees.
+pub fn own_bytes(file: &File) -> io::Result<u64> {
+    Fiemap::new(file).try_fold(0, |bytes, extent| {
+        let extent = extent?;
+        let is_shared = extent.fe_flags.contains(FiemapExtentFlags::SHARED);
+        Ok(if is_shared { bytes } else { bytes + extent.fe_length })
+    })
+}
+
+/// For each of the first `count` chunks of `chunk_bytes`: whether both files surely hold the same bytes there.
+pub fn same_chunks(one: &[Extent], other: &[Extent], chunk_bytes: u64, count: usize) -> Vec<bool> {
+    let (mut one, mut other) = (Cursor(one), Cursor(other));
+    (0_u64..)
+        .map(|chunk| chunk * chunk_bytes)
+        .take(count)
+        .map(|start| {
+            let end = start + chunk_bytes;
+            let pieces = one.pieces(start, end);
+            pieces.iter().all(|piece| !piece.opaque) && pieces == other.pieces(start, end)
+        })
+        .collect()
+}
+
+/// What of `one` may be something else in `other`: where `one` has content, and `other` has not surely the same. In order,
+/// neighbours merged.
+pub fn missing(one: &[Extent], other: &[Extent]) -> Vec<PageRun> {
+    let mut theirs = Cursor(other);
+    let mut runs: Vec<PageRun> = Vec::new();
+    let mut add = |start: u64, end: u64| match runs.last_mut() {
+        _ if start == end => {}
+        Some(last) if last.offset + last.len == start => last.len += end - start,
+        _ => runs.push(PageRun { offset: start, len: end - start }),
+    };
+    for ours in one {
+        let mut at = ours.logical;
+        for piece in theirs.pieces(ours.logical, ours.logical + ours.bytes) {
+            add(at, piece.logical);
+            at = piece.logical + piece.bytes;
+            let part = ours.clip(piece.logical, at);
+            if part != piece || part.opaque {
+                add(piece.logical, at);
             }
         }
-        runs
+        add(at, ours.logical + ours.bytes);
+    }
+    runs
+}
+
+fn push(all: &mut Vec<Extent>, next: Extent) {
+    if let Some(last) = all.last_mut()
+        && last.logical + last.bytes == next.logical
+        && last.physical + last.bytes == next.physical
+        && (last.unwritten, last.opaque) == (next.unwritten, next.opaque)
+    {
+        last.bytes += next.bytes;
+    } else {
+        all.push(next);
     }
 }
 
-// === impl Extent ===
+/// What has not been passed yet.
+struct Cursor<'a>(&'a [Extent]);
+
+impl Cursor<'_> {
+    /// The parts of extents between `start` and `end`. Asked in ascending order.
+    fn pieces(&mut self, start: u64, end: u64) -> Vec<Extent> {
+        while let [first, rest @ ..] = self.0
+            && first.logical + first.bytes <= start
+        {
+            self.0 = rest;
+        }
+        self.0
+            .iter()
+            .take_while(|extent| extent.logical < end)
+            .map(|extent| extent.clip(start, end))
+            .collect()
+    }
+}
 
 impl Extent {
-    /// Where the byte of the file at `at` is.
-    fn place_of(&self, at: u64) -> Option<u64> {
-        self.place.map(|place| place + (at - self.start))
+    fn clip(&self, start: u64, end: u64) -> Self {
+        let logical = self.logical.max(start);
+        let skipped = logical - self.logical;
+        let bytes = (self.logical + self.bytes).min(end) - logical;
+        Self { logical, physical: self.physical + skipped, bytes, ..*self }
     }
 }
 
@@ -151,72 +150,62 @@ mod tests {
     const PAGE: u64 = 4096;
     const PAGES: u64 = 64;
 
-    /// A file of some pages: each in its block, in a hole, or who knows where.
-    fn blocks(places: &[Option<Option<u64>>]) -> Blocks {
-        let extents = places.iter().enumerate().filter_map(|(page, place)| {
-            let place = (*place)?;
-            Some(Extent { start: page as u64 * PAGE, len: PAGE, place: place.map(|block| block * PAGE) })
-        });
-        Blocks { device: 1, extents: extents.collect() }
-    }
-
-    /// The same, with extents that follow each other on the device in one.
-    fn merged(mut blocks: Blocks) -> Blocks {
-        let mut extents: Vec<Extent> = Vec::new();
-        for next in blocks.extents {
-            match extents.last_mut() {
-                Some(last)
-                    if last.start + last.len == next.start
-                        && last.place.is_some()
-                        && last.place.map(|place| place + last.len) == next.place =>
-                {
-                    last.len += next.len;
-                }
-                _ => extents.push(next),
-            }
-        }
-        blocks.extents = extents;
-        blocks
-    }
-
-    fn places() -> impl Strategy<Value = Vec<Option<Option<u64>>>> {
-        let place = prop_oneof![
-            1 => Just(None),
-            1 => Just(Some(None)),
-            6 => (0..4_u64).prop_map(|more| Some(Some(more))),
-        ];
-        // Mostly in a row, so that there are long extents.
-        proptest::collection::vec(place, PAGES as usize).prop_map(|places| {
-            let at = |(page, place): (usize, Option<Option<u64>>)| {
-                place.map(|place| place.map(|more| page as u64 + more / 3 * 100))
-            };
-            places.into_iter().enumerate().map(at).collect()
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn exactly_the_pages_that_are_not_in_the_same_block_are_missing(one in places(), two in places()) {
-            let missing = merged(blocks(&one)).missing_in(&merged(blocks(&two)));
-            let found: Vec<u64> =
-                missing.iter().flat_map(|run| run.offset / PAGE..(run.offset + run.len) / PAGE).collect();
-            let expected: Vec<u64> = (0..PAGES)
-                .filter(|page| {
-                    let (one, two) = (one[*page as usize], two[*page as usize]);
-                    one.is_some() && (one != two || one == Some(None))
-                })
-                .collect();
-            prop_assert_eq!(found, expected);
-            prop_assert!(missing.windows(2).all(|pair| pair[0].offset + pair[0].len < pair[1].offset));
-        }
+    fn extent(logical: u64, physical: u64, bytes: u64) -> Extent {
+        Extent { logical, physical, bytes, unwritten: false, opaque: false }
     }
 
     #[test]
-    fn files_of_two_file_systems_have_nothing_in_common() {
-        let one = blocks(&vec![Some(Some(1)); PAGES as usize]);
-        assert_eq!(one.missing_in(&one), []);
-        let elsewhere = Blocks { device: 2, ..one.clone() };
-        assert_eq!(one.missing_in(&elsewhere), [PageRun { offset: 0, len: PAGES * PAGE }]);
+    fn what_continues_is_one_extent_however_it_was_reported() {
+        let mut all = Vec::new();
+        for part in [extent(0, 100, 4), extent(4, 104, 4), extent(8, 200, 4), extent(20, 212, 4)] {
+            push(&mut all, part);
+        }
+        assert_eq!(all, [extent(0, 100, 8), extent(8, 200, 4), extent(20, 212, 4)]);
+    }
+
+    #[test]
+    fn content_whose_place_is_not_known_is_never_called_the_same() {
+        let opaque = [Extent { opaque: true, ..extent(0, 100, 8) }];
+        assert_eq!(same_chunks(&opaque, &opaque, 4, 3), [false, false, true]);
+        assert_eq!(missing(&opaque, &opaque), [PageRun { offset: 0, len: 8 }]);
+    }
+
+    proptest! {
+        /// Against a model that maps every single byte.
+        #[test]
+        fn a_chunk_is_the_same_exactly_if_each_byte_has_the_same_place(
+            base in proptest::collection::vec(proptest::option::of(0_u64..1000), 0..12),
+            writes in proptest::collection::vec((0_usize..40, 1_usize..9, proptest::option::of(1000_u64..2000)), 0..6),
+        ) {
+            let one: Vec<Option<u64>> = base.iter().flat_map(|block| (0..4).map(move |i| block.map(|b| b * 16 + i))).collect();
+            let mut other = one.clone();
+            for (at, length, place) in writes {
+                for (i, byte) in other.iter_mut().skip(at).take(length).enumerate() {
+                    *byte = place.map(|place| place * 16 + i as u64);
+                }
+            }
+            let map = |bytes: &[Option<u64>]| {
+                let mut all = Vec::new();
+                for (logical, place) in bytes.iter().enumerate() {
+                    if let Some(place) = place {
+                        push(&mut all, extent(logical as u64, *place, 1));
+                    }
+                }
+                all
+            };
+            let count = one.len().div_ceil(5) + 1;
+            let byte = |bytes: &[Option<u64>], i: usize| bytes.get(i).copied().flatten();
+            let expected: Vec<bool> =
+                (0..count).map(|c| (c * 5..c * 5 + 5).all(|i| byte(&one, i) == byte(&other, i))).collect();
+            prop_assert_eq!(same_chunks(&map(&other), &map(&one), 5, count), expected);
+            let missing = missing(&map(&one), &map(&other));
+            let found: Vec<usize> =
+                missing.iter().flat_map(|run| run.offset as usize..(run.offset + run.len) as usize).collect();
+            let expected: Vec<usize> =
+                (0..one.len()).filter(|i| one[*i].is_some() && one[*i] != byte(&other, *i)).collect();
+            prop_assert_eq!(found, expected);
+            prop_assert!(missing.windows(2).all(|pair| pair[0].offset + pair[0].len < pair[1].offset));
+        }
     }
 
     #[test]
@@ -233,7 +222,7 @@ mod tests {
         two.write_all_at(&[8; PAGE as usize], 5 * PAGE).unwrap();
         two.write_all_at(&[8; PAGE as usize], (PAGES + 5) * PAGE).unwrap();
         two.sync_all().unwrap();
-        let missing = Blocks::of(&one).unwrap().missing_in(&Blocks::of(&two).unwrap());
-        assert_eq!(missing, [PageRun { offset: 5 * PAGE, len: PAGE }]);
+        let found = missing(&extents(&one).unwrap(), &extents(&two).unwrap());
+        assert_eq!(found, [PageRun { offset: 5 * PAGE, len: PAGE }]);
     }
 }

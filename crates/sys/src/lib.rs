@@ -1,13 +1,13 @@
 //! Safe wrappers over the Linux calls that need unsafe code.
 
 pub mod entropy;
+pub mod extents;
 pub mod freeze;
 pub mod interface;
 pub mod netns;
 pub mod spawn;
 pub mod tap;
 
-mod extents;
 mod maps;
 mod pagemap;
 mod pass_fds;
@@ -17,7 +17,6 @@ mod tsc;
 mod uring;
 mod write_back;
 
-pub use extents::Blocks;
 pub use maps::anonymous_mappings;
 pub use pagemap::{PageRun, anonymous_pages, protect_anonymous_pages, written_pages};
 pub use pass_fds::send_with_fds;
@@ -25,4 +24,4 @@ pub use process_memory::read_process_memory;
 pub use session::{in_cgroups, in_new_session};
 pub use tsc::tsc_khz;
 pub use uring::io_uring_works;
-pub use write_back::{start_write_back, write_back};
+pub use write_back::{start_write_back, start_write_back_of, write_back};

@@ -25,7 +25,6 @@
 //! may have a vault open; that is ensured by the lock on the server's data directory, not here.
 
 mod error;
-mod extents;
 mod files;
 pub mod interruption;
 mod manifest;

@@ -15,9 +15,9 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::extents::extents;
 use crate::mounts::{backing_file, mount_of};
 use crate::{Limit, NoRoom};
+use torpor_sys::extents::extents;
 
 /// How much of a vault may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

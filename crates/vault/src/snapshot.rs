@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use torpor_types::SnapshotId;
 
-use crate::extents;
 use crate::sums::{Parent, Sums};
 use crate::{Manifest, ReadError};
 
@@ -111,7 +110,9 @@ impl Snapshot {
         let io = |cause| ReadError::Io { path: self.dir.clone(), cause };
         let mut bytes = 0;
         for entry in std::fs::read_dir(&self.dir).map_err(io)? {
-            bytes += entry.and_then(|entry| extents::own_bytes(&File::open(entry.path())?)).map_err(io)?;
+            bytes += entry
+                .and_then(|entry| torpor_sys::extents::own_bytes(&File::open(entry.path())?))
+                .map_err(io)?;
         }
         Ok(bytes)
     }

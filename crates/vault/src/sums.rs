@@ -14,7 +14,7 @@
 //! The last chunk ends with the file. A chunk that holds only zeros has the hash 0, whether it is a hole or was written. So empty
 //! memory costs nothing to hash, and a table depends on a file's content alone.
 //!
-//! The table of a clone is derived from its parent's: chunks whose blocks are still shared (see `extents.rs`)
+//! The table of a clone is derived from its parent's: chunks whose blocks are still shared ([`torpor_sys::extents`])
 //! keep their hash, the others are read. Publishing a pause so costs what the sandbox changed, not what it has.
 
 use std::fs::File;
@@ -23,7 +23,7 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{SeekFrom, seek};
 
-use crate::extents::{extents, same_chunks};
+use torpor_sys::extents::{extents, same_chunks};
 
 /// How much of a file one hash covers, in bytes.
 pub const CHUNK_BYTES: u64 = 1 << 20;
