@@ -66,4 +66,4 @@ pub use machines::Machines;
 pub use memory::{MemoryMode, ParseMemoryModeError};
 pub use options::MachineOptions;
 pub use rehearsal::Rehearsal;
-pub use save::SavedMemory;
+pub use save::{SaveObserver, SaveTarget, SavedMemory};

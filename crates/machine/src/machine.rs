@@ -18,7 +18,7 @@ use crate::exit::Process;
 use crate::logs;
 use crate::machines::Live;
 use crate::record::{Record, replace};
-use crate::save::SavedMemory;
+use crate::save::{SaveTarget, SavedMemory};
 use crate::vmm::{RunState, Vm};
 
 /// How long a guest that found no space for its writes waits before they are tried again.
@@ -219,7 +219,7 @@ impl Machine {
     ///
     /// Needs a kernel that can tell which pages are written (Linux 6.7 or later) and a machine of this server's: else nothing
     /// is written, and everything is left to the stop. Of a machine with a RAM file, that is flushed.
-    pub fn copy_memory_ahead(&self, into: &File) -> Result<Ahead, SaveError> {
+    pub fn copy_memory_ahead(&self, into: SaveTarget<'_>) -> Result<Ahead, SaveError> {
         let copied = self.0.berth.memory.save_ahead(&*self.0.vm, self.pid(), into)?;
         Ok(Ahead { copied })
     }
@@ -250,7 +250,7 @@ impl Machine {
     /// cancels it.
     pub fn save_memory(
         &self,
-        into: &File,
+        into: SaveTarget<'_>,
         ahead: Ahead,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<SavedMemory, SaveError> {

@@ -27,6 +27,36 @@ const MAX_THREADS: usize = 4;
 /// Most memory looked through at once for dirtied pages.
 const LOOKED_THROUGH: u64 = 64 << 20;
 
+/// Is told what a save writes into its file, by several threads: in pieces that end where a mebibyte does.
+pub trait SaveObserver: Sync {
+    /// `content` is at `offset` now.
+    fn wrote(&self, offset: u64, content: &[u8]);
+    /// A range is a hole now.
+    fn punched(&self, offset: u64, len: u64);
+}
+
+/// Nobody.
+impl SaveObserver for () {
+    fn wrote(&self, _offset: u64, _content: &[u8]) {}
+    fn punched(&self, _offset: u64, _len: u64) {}
+}
+
+/// Where a save writes.
+#[derive(Clone, Copy)]
+pub struct SaveTarget<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Who is told.
+    pub observer: &'a dyn SaveObserver,
+}
+
+impl<'a> From<&'a File> for SaveTarget<'a> {
+    /// Nobody is told.
+    fn from(file: &'a File) -> Self {
+        Self { file, observer: &() }
+    }
+}
+
 /// Rounds of copying ahead, at most, and how many bytes written meanwhile are little: copied in a few milliseconds.
 const MOST_ROUNDS: usize = 6;
 const LITTLE: u64 = 4 << 20;
@@ -50,7 +80,7 @@ pub struct SavedMemory {
 pub(crate) fn save<H>(
     pid: u32,
     ram: GuestRam,
-    into: &File,
+    into: SaveTarget<'_>,
     ahead: bool,
     hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {
@@ -81,7 +111,7 @@ pub(crate) fn save<H>(
 fn punch_free<H>(
     pid: u32,
     ram: GuestRam,
-    into: &File,
+    into: SaveTarget<'_>,
     hold: &impl Fn() -> Result<H, SaveError>,
 ) -> Result<u64, SaveError> {
     let held = hold()?;
@@ -94,7 +124,8 @@ fn punch_free<H>(
     drop(held);
     for PageRun { offset, len } in &free {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(into, flags, *offset, *len).map_err(|errno| SaveError::Write(errno.into()))?;
+        fallocate(into.file, flags, *offset, *len).map_err(|errno| SaveError::Write(errno.into()))?;
+        into.observer.punched(*offset, *len);
     }
     Ok(free.iter().map(|run| run.len).sum())
 }
@@ -111,7 +142,7 @@ fn gaps(range: PageRun, runs: &[PageRun]) -> Vec<PageRun> {
 
 /// Copies the dirtied pages of a process that runs and whose memory is tracked, again and again, until little is left
 /// that was written meanwhile. What was copied here is nothing whole: [`save`] of the stopped process makes it so.
-pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: &File) -> Result<SavedMemory, SaveError> {
+pub(crate) fn copy_ahead(pid: u32, ram: GuestRam, into: SaveTarget<'_>) -> Result<SavedMemory, SaveError> {
     let mut all = SavedMemory::default();
     let mut before = u64::MAX;
     for round in 0..MOST_ROUNDS {
@@ -140,7 +171,7 @@ fn copy<H>(
     pid: u32,
     ram: GuestRam,
     runs: &[PageRun],
-    into: &File,
+    into: SaveTarget<'_>,
     to_disk: bool,
     hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {
@@ -156,9 +187,11 @@ fn copy<H>(
             torpor_sys::read_process_memory(pid, ram.address + piece.offset, buffer)
                 .map_err(SaveError::Read)?;
             drop(held);
-            let hole_bytes = write(into, piece.offset, buffer).map_err(SaveError::Write)?;
+            let hole_bytes = write(into.file, piece.offset, buffer).map_err(SaveError::Write)?;
+            into.observer.wrote(piece.offset, buffer);
             if to_disk {
-                torpor_sys::start_write_back_of(into, piece.offset, piece.len).map_err(SaveError::Write)?;
+                torpor_sys::start_write_back_of(into.file, piece.offset, piece.len)
+                    .map_err(SaveError::Write)?;
             }
             holes.fetch_add(hole_bytes, Ordering::Relaxed);
             written.fetch_add(piece.len - hole_bytes, Ordering::Relaxed);
@@ -291,9 +324,10 @@ mod tests {
         let address = (held.as_ptr() as u64).next_multiple_of(GUEST_PAGE_BYTES);
         let ram = GuestRam { address, len: 32 * GUEST_PAGE_BYTES };
         let file = tempfile::tempfile().unwrap();
-        let cancelled = save(std::process::id(), ram, &file, false, &|| Err::<(), _>(SaveError::Cancelled));
+        let into = SaveTarget::from(&file);
+        let cancelled = save(std::process::id(), ram, into, false, &|| Err::<(), _>(SaveError::Cancelled));
         assert!(matches!(cancelled, Err(SaveError::Cancelled)), "{cancelled:?}");
-        let saved = save(std::process::id(), ram, &file, false, &|| Ok(())).unwrap();
+        let saved = save(std::process::id(), ram, into, false, &|| Ok(())).unwrap();
         assert_eq!(saved, SavedMemory { pages: 32, bytes: 32 * GUEST_PAGE_BYTES, hole_bytes: 0 });
     }
 }

@@ -94,7 +94,8 @@ fn what_is_copied_while_the_guest_writes_is_its_memory_at_the_stop_and_nothing_b
         for round in 0..2 {
             let (path, file) = lab.memory_file(Some(&booted));
             let (copied, into) = (machine.clone(), file.try_clone().unwrap());
-            let ahead = tokio::task::spawn_blocking(move || copied.copy_memory_ahead(&into)).await.unwrap();
+            let ahead =
+                tokio::task::spawn_blocking(move || copied.copy_memory_ahead((&into).into())).await.unwrap();
             let ahead = ahead.unwrap();
             guest.ask(&format!("dirty {round}")).await;
             let state = machine.stop_and_capture().await.unwrap();
@@ -172,9 +173,9 @@ fn a_save_can_be_cancelled_and_the_guest_goes_on_as_if_nothing_was() {
         let saving = machine.clone();
         let cancelled = move || {
             let asked = AtomicU32::new(0);
-            let result =
-                saving.save_memory(&file, Ahead::default(), &|| asked.fetch_add(1, Ordering::Relaxed) > 3);
-            (result, saving.save_memory(&file, Ahead::default(), &|| true))
+            let result = saving
+                .save_memory((&file).into(), Ahead::default(), &|| asked.fetch_add(1, Ordering::Relaxed) > 3);
+            (result, saving.save_memory((&file).into(), Ahead::default(), &|| true))
         };
         let (in_the_middle, at_once) = tokio::task::spawn_blocking(cancelled).await.unwrap();
         assert!(matches!(in_the_middle, Err(SaveError::Cancelled)), "{in_the_middle:?}");
@@ -184,7 +185,7 @@ fn a_save_can_be_cancelled_and_the_guest_goes_on_as_if_nothing_was() {
         assert_eq!(guest.ask("check").await, "checked 16384 0");
         let saving = machine.clone();
         let while_it_runs = tokio::task::spawn_blocking(move || {
-            saving.save_memory(&tempfile::tempfile().unwrap(), Ahead::default(), &|| false)
+            saving.save_memory((&tempfile::tempfile().unwrap()).into(), Ahead::default(), &|| false)
         });
         assert!(matches!(while_it_runs.await.unwrap(), Err(SaveError::Running)));
     });

@@ -38,7 +38,8 @@ fn memory_that_is_shared_needs_nothing_preloaded_and_survives_pauses_and_copies(
             // A copy of it while it runs …
             let (path, file) = lab.memory_file(None);
             let (copied, into) = (machine.clone(), file.try_clone().unwrap());
-            let ahead = tokio::task::spawn_blocking(move || copied.copy_memory_ahead(&into)).await.unwrap();
+            let ahead =
+                tokio::task::spawn_blocking(move || copied.copy_memory_ahead((&into).into())).await.unwrap();
             let state = machine.stop_and_capture().await.unwrap();
             let copy = lab.save_into(&machine, &state, (path, file), ahead.unwrap()).await;
             assert_same_memory(&machine, &copy);

@@ -209,7 +209,7 @@ impl Builder {
         blocking(move || {
             let memory = staging.memory_file(memory_bytes).map_err(step("make the memory file"))?;
             let saved = machine
-                .save_memory(&memory, torpor_machine::Ahead::default(), &|| false)
+                .save_memory((&memory).into(), torpor_machine::Ahead::default(), &|| false)
                 .map_err(step("save the memory"))?;
             tracing::info!(?saved, "memory saved");
             let disk = machine.open_disk().map_err(step("open the machine's disk"))?;

@@ -48,6 +48,6 @@ pub use manifest::{
 pub use room::{Claim, Limits, Room};
 pub use snapshot::Snapshot;
 pub use staging::Staging;
-pub use sums::CHUNK_BYTES;
+pub use sums::{CHUNK_BYTES, Written};
 pub use vault::{DEFAULT_RESERVE_BYTES, Listing, Vault};
 pub use verify::{Verified, VerifyError};

@@ -16,7 +16,7 @@ use crate::files::{seal, sync_dir, write_durably};
 use crate::interruption;
 use crate::manifest::FORMAT;
 use crate::snapshot::{DISK, DISK_SUMS, Image, MANIFEST, MEMORY, MEMORY_SUMS, STATE};
-use crate::sums::Sums;
+use crate::sums::{Sums, Written};
 use crate::{
     DiskPart, Manifest, ManifestDraft, MemoryPart, PublishError, Snapshot, StageError, Staging, StatePart,
 };
@@ -82,10 +82,17 @@ pub(crate) fn publish(
                     MEMORY,
                     MEMORY_SUMS,
                     parent.and_then(|parent| Some((parent, parent.memory()?))),
+                    &staging.memory_written,
                 )
             })
         });
-        let disk = seal_image(dir, DISK, DISK_SUMS, parent.map(|parent| (parent, parent.disk())));
+        let disk = seal_image(
+            dir,
+            DISK,
+            DISK_SUMS,
+            parent.map(|parent| (parent, parent.disk())),
+            &Written::default(),
+        );
         let memory = memory.map(|thread| {
             thread.join().unwrap_or_else(|_| {
                 Err(StageError::io("hashing", &dir.join(MEMORY))(io::Error::other("the thread panicked")))
@@ -149,6 +156,7 @@ fn seal_image(
     name: &str,
     sums_name: &str,
     parent: Option<(&Snapshot, Image<'_>)>,
+    written: &Written,
 ) -> Result<Sealed, StageError> {
     let begun = Instant::now();
     let path = dir.join(name);
@@ -165,8 +173,8 @@ fn seal_image(
         }
     });
     let computed = match &parent {
-        Some(parent) => Sums::derived(&file, parent),
-        None => Sums::full(&file),
+        Some(parent) => Sums::derived(&file, parent, written),
+        None => Sums::full(&file, written),
     };
     let computed = computed.map_err(StageError::io("hashing", &path))?;
     let table = computed.sums.to_bytes();

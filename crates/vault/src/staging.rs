@@ -8,6 +8,7 @@ use torpor_types::SnapshotId;
 
 use crate::publish::{self, Step};
 use crate::snapshot::{DISK, MEMORY, STATE};
+use crate::sums::Written;
 use crate::{ManifestDraft, PublishError, Snapshot, StageError, Vault};
 
 /// A snapshot that is being written; dropped unpublished, it is removed.
@@ -16,6 +17,7 @@ pub struct Staging {
     pub(crate) vault: Vault,
     pub(crate) id: SnapshotId,
     pub(crate) dir: PathBuf,
+    pub(crate) memory_written: Written,
 }
 
 // === impl Staging ===
@@ -29,6 +31,12 @@ impl Staging {
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// To be told what is written to the memory file, so that it need not be read again to be hashed. Whoever tells some of
+    /// it has to tell all.
+    pub fn memory_written(&self) -> &Written {
+        &self.memory_written
     }
 
     /// Makes the memory file a clone of `base` (a file in the same vault) and opens it for reading and writing.

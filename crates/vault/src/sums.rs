@@ -14,12 +14,16 @@
 //! The last chunk ends with the file. A chunk that holds only zeros has the hash 0, whether it is a hole or was written. So empty
 //! memory costs nothing to hash, and a table depends on a file's content alone.
 //!
+//! What is written to a staged file chunk by chunk can be hashed on the way ([`Written`]), which spares reading it again.
 //! The table of a clone is derived from its parent's: chunks whose blocks are still shared ([`torpor_sys::extents`])
 //! keep their hash, the others are read. Publishing a pause so costs what the sandbox changed, not what it has.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{SeekFrom, seek};
 
@@ -35,6 +39,10 @@ const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
 const HEADER_BYTES: usize = 32;
 
+/// Threads that hash, at most, and how many chunks are worth one.
+const MAX_THREADS: usize = 4;
+const CHUNKS_FOR_A_THREAD: usize = 16;
+
 /// Hash of one chunk.
 pub(crate) type Sum = [u8; 32];
 
@@ -47,6 +55,10 @@ pub(crate) struct Sums {
     pub(crate) file_bytes: u64,
     pub(crate) chunks: Vec<Sum>,
 }
+
+/// Hashes of what is written to a file, taken as it is written. Told by several threads.
+#[derive(Debug, Default)]
+pub struct Written(Mutex<HashMap<usize, Option<Sum>>>);
 
 /// A table, and what it cost.
 #[derive(Debug)]
@@ -62,16 +74,48 @@ pub(crate) struct Parent {
     pub(crate) sums: Sums,
 }
 
+// === impl Written ===
+
+impl Written {
+    /// `content` was written at `offset`. What was known of the chunks that it is only a part of is forgotten.
+    pub fn wrote(&self, offset: u64, content: &[u8]) {
+        let is_chunk = offset.is_multiple_of(CHUNK_BYTES) && content.len() == CHUNK_BYTES_USIZE;
+        // Not under the lock: this is what takes time.
+        let sum = is_chunk.then(|| sum(content));
+        self.set(offset, content.len() as u64, sum);
+    }
+
+    /// A range became a hole.
+    pub fn punched(&self, offset: u64, len: u64) {
+        self.set(offset, len, None);
+    }
+
+    fn set(&self, offset: u64, len: u64, sum: Option<Sum>) {
+        let chunks = offset / CHUNK_BYTES..(offset + len).div_ceil(CHUNK_BYTES);
+        // Where a file is longer than can be addressed nothing was written.
+        self.known().extend(chunks.filter_map(|chunk| Some((usize::try_from(chunk).ok()?, sum))));
+    }
+
+    fn of(&self, chunk: usize) -> Option<Sum> {
+        self.known().get(&chunk).copied().flatten()
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<usize, Option<Sum>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 // === impl Sums ===
 
 impl Sums {
-    /// Hashes all of a file.
-    pub(crate) fn full(file: &File) -> io::Result<Computed> {
-        Self::compute(file, |_| None, &mut |_| {})
+    /// Hashes all of a file, but for what was hashed when it was written.
+    pub(crate) fn full(file: &File, written: &Written) -> io::Result<Computed> {
+        Self::compute(file, |chunk| written.of(chunk), &mut |_| {})
     }
 
-    /// Hashes what `file` does not share with its parent. `file` has to be flushed, and nobody may write to either.
-    pub(crate) fn derived(file: &File, parent: &Parent) -> io::Result<Computed> {
+    /// Hashes what `file` does not share with its parent, and was not hashed when it was written. `file` has to be flushed,
+    /// and nobody may write to either.
+    pub(crate) fn derived(file: &File, parent: &Parent, written: &Written) -> io::Result<Computed> {
         let file_bytes = file.metadata()?.len();
         let known = &parent.sums;
         let same = same_chunks(&extents(file)?, &extents(&parent.file)?, CHUNK_BYTES, known.chunks.len());
@@ -81,12 +125,16 @@ impl Sums {
             // The chunk has to end at the same byte in both files, too.
             (same[chunk] && (start, end) == range(chunk, known.file_bytes)).then_some(*sum)
         };
-        Self::compute(file, shared, &mut |_| {})
+        Self::compute(file, |chunk| written.of(chunk).or_else(|| shared(chunk)), &mut |_| {})
     }
 
     /// Compares a file with the table: how many bytes were read or, as an error, where the first chunk that differs starts.
     /// `told` is given the number of bytes whenever some were read.
-    pub(crate) fn check(&self, file: &File, told: &mut dyn FnMut(u64)) -> io::Result<Result<u64, u64>> {
+    pub(crate) fn check(
+        &self,
+        file: &File,
+        told: &mut (dyn FnMut(u64) + Send),
+    ) -> io::Result<Result<u64, u64>> {
         let now = Self::compute(file, |_| None, told)?;
         let differs = self.chunks.iter().zip(&now.sums.chunks).position(|(then, now)| then != now);
         Ok(match differs {
@@ -98,35 +146,31 @@ impl Sums {
     fn compute(
         file: &File,
         known: impl Fn(usize) -> Option<Sum>,
-        told: &mut dyn FnMut(u64),
+        told: &mut (dyn FnMut(u64) + Send),
     ) -> io::Result<Computed> {
         let file_bytes = file.metadata()?.len();
         let count = chunk_count(file_bytes)?;
         let mut chunks = Vec::with_capacity(count);
-        let mut buffer = vec![0; CHUNK_BYTES_USIZE];
-        let mut bytes_read = 0;
+        let mut to_read = Vec::new();
         // Up to here there is nothing but a hole.
         let mut hole_until = 0;
         for chunk in 0..count {
-            if let Some(sum) = known(chunk) {
-                chunks.push(sum);
-                continue;
-            }
             let (start, end) = range(chunk, file_bytes);
-            if start >= hole_until {
+            let sum = known(chunk);
+            if sum.is_none() && start >= hole_until {
                 hole_until = next_data(file, start, file_bytes)?;
             }
-            if end <= hole_until {
-                chunks.push(ZEROS);
-                continue;
+            if sum.is_none() && end > hole_until {
+                hole_until = 0;
+                to_read.push(chunk);
             }
-            hole_until = 0;
-            // A chunk is at most CHUNK_BYTES long.
-            let content = &mut buffer[..(end - start) as usize];
-            file.read_exact_at(content, start)?;
+            chunks.push(sum.unwrap_or(ZEROS));
+        }
+        let mut bytes_read = 0;
+        for (chunk, sum) in hash(file, file_bytes, &to_read, told)? {
+            let (start, end) = range(chunk, file_bytes);
             bytes_read += end - start;
-            told(end - start);
-            chunks.push(sum(content));
+            chunks[chunk] = sum;
         }
         Ok(Computed { sums: Self { file_bytes, chunks }, bytes_read })
     }
@@ -170,6 +214,39 @@ impl Sums {
         }
         Ok(Self { file_bytes, chunks: chunks.to_vec() })
     }
+}
+
+/// Reads and hashes chunks of a file, on all processors if there are many.
+fn hash(
+    file: &File,
+    file_bytes: u64,
+    to_read: &[usize],
+    told: &mut (dyn FnMut(u64) + Send),
+) -> io::Result<Vec<(usize, Sum)>> {
+    let (next, told) = (AtomicUsize::new(0), Mutex::new(told));
+    let work = || -> io::Result<Vec<(usize, Sum)>> {
+        let mut buffer = vec![0; CHUNK_BYTES_USIZE];
+        let mut sums = Vec::new();
+        while let Some(chunk) = to_read.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (start, end) = range(*chunk, file_bytes);
+            // A chunk is at most CHUNK_BYTES long.
+            let content = &mut buffer[..(end - start) as usize];
+            file.read_exact_at(content, start)?;
+            sums.push((*chunk, sum(content)));
+            told.lock().unwrap_or_else(PoisonError::into_inner)(end - start);
+        }
+        Ok(sums)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(MAX_THREADS).min(to_read.len().div_ceil(CHUNKS_FOR_A_THREAD));
+    std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work()?;
+        for helper in helpers {
+            all.extend(helper.join().map_err(|_| io::Error::other("a hashing thread panicked"))??);
+        }
+        Ok(all)
+    })
 }
 
 fn sum(content: &[u8]) -> Sum {
@@ -234,8 +311,8 @@ mod tests {
             for file in [&holes, &zeros] {
                 file.set_len(file_bytes).unwrap();
             }
-            let table = Sums::full(&holes).unwrap().sums;
-            prop_assert_eq!(&table, &Sums::full(&zeros).unwrap().sums);
+            let table = Sums::full(&holes, &Written::default()).unwrap().sums;
+            prop_assert_eq!(&table, &Sums::full(&zeros, &Written::default()).unwrap().sums);
             let checked = table.check(&holes, &mut |_| {}).unwrap();
             prop_assert!(checked.is_ok());
         }
@@ -244,11 +321,36 @@ mod tests {
         fn one_changed_byte_is_found_in_its_chunk(at in 0_u64..3 * CHUNK_BYTES) {
             let file = tempfile::tempfile().unwrap();
             file.set_len(3 * CHUNK_BYTES).unwrap();
-            let table = Sums::full(&file).unwrap();
+            let table = Sums::full(&file, &Written::default()).unwrap();
             prop_assert_eq!(table.bytes_read, 0);
             file.write_all_at(&[1], at).unwrap();
             let checked = table.sums.check(&file, &mut |_| {}).unwrap();
             prop_assert_eq!(checked, Err(at / CHUNK_BYTES * CHUNK_BYTES));
+        }
+
+        #[test]
+        fn what_was_hashed_on_the_way_is_what_the_file_holds(
+            writes in proptest::collection::vec((0_u64..64, 1_u64..40, 0_u8..3), 0..12),
+        ) {
+            const BLOCK: u64 = CHUNK_BYTES / 16;
+            let (file, written) = (tempfile::tempfile().unwrap(), Written::default());
+            file.set_len(8 * CHUNK_BYTES).unwrap();
+            for (block, blocks, byte) in writes {
+                // Cut at chunks, as the pieces of a save are.
+                let (mut at, end) = (block * BLOCK, (block + blocks) * BLOCK);
+                while at < end {
+                    let piece = ((at / CHUNK_BYTES + 1) * CHUNK_BYTES).min(end) - at;
+                    let content = vec![byte; piece as usize];
+                    file.write_all_at(&content, at).unwrap();
+                    match byte {
+                        0 => written.punched(at, piece),
+                        _ => written.wrote(at, &content),
+                    }
+                    at += piece;
+                }
+            }
+            let on_the_way = Sums::full(&file, &written).unwrap();
+            prop_assert_eq!(on_the_way.sums, Sums::full(&file, &Written::default()).unwrap().sums);
         }
     }
 }

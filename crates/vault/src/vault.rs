@@ -9,6 +9,7 @@ use torpor_types::SnapshotId;
 use crate::files::{clones, make_dir, sync_dir};
 use crate::mounts::mount_of;
 use crate::room::Rooms;
+use crate::sums::Written;
 use crate::{
     Claim, Limits, ListError, NoRoom, OpenError, ReadError, RemoveError, Room, Snapshot, StageError, Staging,
     Verified, VerifyError, interruption, verify, version,
@@ -94,7 +95,10 @@ impl Vault {
         }
         let dir = self.staging_dir().join(id.as_str());
         match std::fs::create_dir(&dir) {
-            Ok(()) => Ok(Staging { vault: self.clone(), id, dir }),
+            Ok(()) => {
+                let memory_written = Written::default();
+                Ok(Staging { vault: self.clone(), id, dir, memory_written })
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(StageError::Exists(id)),
             Err(error) => Err(StageError::io("making", &dir)(error)),
         }
@@ -167,7 +171,7 @@ impl Vault {
     pub fn verify_telling(
         &self,
         id: &SnapshotId,
-        told: &mut dyn FnMut(u64),
+        told: &mut (dyn FnMut(u64) + Send),
     ) -> Result<Verified, VerifyError> {
         let verified = self.get(id).map_err(VerifyError::from).and_then(|found| verify::verify(&found, told));
         match verified {

@@ -26,7 +26,10 @@ pub enum VerifyError {
     },
 }
 
-pub(crate) fn verify(snapshot: &Snapshot, told: &mut dyn FnMut(u64)) -> Result<Verified, VerifyError> {
+pub(crate) fn verify(
+    snapshot: &Snapshot,
+    told: &mut (dyn FnMut(u64) + Send),
+) -> Result<Verified, VerifyError> {
     let mut bytes_read = 0;
     if snapshot.manifest().state.is_some() {
         bytes_read += snapshot.read_state()?.len() as u64;
@@ -40,7 +43,7 @@ pub(crate) fn verify(snapshot: &Snapshot, told: &mut dyn FnMut(u64)) -> Result<V
 fn verify_image(
     snapshot: &Snapshot,
     image: Image<'_>,
-    told: &mut dyn FnMut(u64),
+    told: &mut (dyn FnMut(u64) + Send),
 ) -> Result<u64, VerifyError> {
     let sums = snapshot.read_sums(image)?;
     let file = snapshot.open_image(image)?;

@@ -18,9 +18,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use torpor_machine::{Ahead, DeviceState, Machine};
+use torpor_machine::{Ahead, DeviceState, Machine, SaveObserver, SaveTarget};
 use torpor_types::{SandboxId, SnapshotId, TeamId};
-use torpor_vault::{Claim, Kind, MachineFacts, ManifestDraft, Snapshot, Staging, interruption};
+use torpor_vault::{Claim, Kind, MachineFacts, ManifestDraft, Snapshot, Staging, Written, interruption};
 
 use super::actor::{Event, chain};
 use super::launch::Note;
@@ -68,6 +68,19 @@ pub(super) enum Keep {
     Everything,
     /// The disk alone: the machine boots.
     Disk,
+}
+
+/// Has memory hashed while it is copied.
+struct Hashing<'a>(&'a Written);
+
+impl SaveObserver for Hashing<'_> {
+    fn wrote(&self, offset: u64, content: &[u8]) {
+        self.0.wrote(offset, content);
+    }
+
+    fn punched(&self, offset: u64, len: u64) {
+        self.0.punched(offset, len);
+    }
 }
 
 /// A copy that is being made of a machine. Nothing is left of one that is dropped.
@@ -246,7 +259,8 @@ impl Copying {
     /// Copies and flushes what it can of a machine that runs, so that the machine need not stand still for long.
     pub(super) fn copy_ahead(&mut self, machine: &Machine) -> Result<(), SaveError> {
         if let Some(memory) = &self.memory {
-            self.ahead = machine.copy_memory_ahead(memory).map_err(step("copying memory ahead"))?;
+            let into = SaveTarget { file: memory, observer: &Hashing(self.staging.memory_written()) };
+            self.ahead = machine.copy_memory_ahead(into).map_err(step("copying memory ahead"))?;
         }
         machine.flush_disk_ahead().map_err(step("flushing the disk"))
     }
@@ -261,8 +275,8 @@ impl Copying {
         let Copying { staging, base, facts, memory, ahead, room } = self;
         let stopped_at = Timestamp::now();
         if let Some(memory) = memory {
-            let saved =
-                machine.save_memory(&memory, ahead, cancelled).map_err(step("saving dirtied memory"))?;
+            let into = SaveTarget { file: &memory, observer: &Hashing(staging.memory_written()) };
+            let saved = machine.save_memory(into, ahead, cancelled).map_err(step("saving dirtied memory"))?;
             tracing::debug!(?saved, "memory copied");
             interruption::step("save.1");
             staging.write_state(state.as_bytes()).map_err(step("writing the device state"))?;

@@ -29,7 +29,7 @@ pub use mode::{MemoryMode, ParseMemoryModeError};
 use shared::RamFile;
 
 use crate::error::{LoadError, SaveError};
-use crate::save::SavedMemory;
+use crate::save::{SaveTarget, SavedMemory};
 use crate::vmm::{GuestRam, Vm};
 
 /// Name of a shared machine's RAM file, beside its disk.
@@ -109,7 +109,7 @@ impl Memory {
     }
 
     /// Does what can be done of a save into `into` while the guest runs; whether that was anything. Blocks.
-    pub(crate) fn save_ahead(&self, vm: &dyn Vm, pid: u32, into: &File) -> Result<bool, SaveError> {
+    pub(crate) fn save_ahead(&self, vm: &dyn Vm, pid: u32, into: SaveTarget<'_>) -> Result<bool, SaveError> {
         match self {
             Self::Private => private::save_ahead(vm, pid, into),
             Self::Shared(ram) => ram.flush_ahead().map_err(SaveError::Flush).map(|()| true),
@@ -130,13 +130,13 @@ impl Memory {
         &self,
         vm: &dyn Vm,
         pid: u32,
-        into: &File,
+        into: SaveTarget<'_>,
         ahead: bool,
         hold: &(impl Fn() -> Result<H, SaveError> + Sync),
     ) -> Result<SavedMemory, SaveError> {
         match self {
             Self::Private => private::save(vm, pid, into, ahead, hold),
-            Self::Shared(ram) => ram.save(into, ahead, hold),
+            Self::Shared(ram) => ram.save(into.file, ahead, hold),
         }
     }
 

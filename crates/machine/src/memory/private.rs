@@ -1,14 +1,13 @@
 //! RAM as a private mapping: what is the machine's own are the anonymous pages of its process.
 
-use std::fs::File;
 use std::io;
 
 use crate::error::SaveError;
-use crate::save::{self, SavedMemory};
+use crate::save::{self, SaveTarget, SavedMemory};
 use crate::vmm::{GuestRam, Vm};
 
 /// Copies what the guest dirtied while it runs. False if the kernel cannot tell which pages that are.
-pub(super) fn save_ahead(vm: &dyn Vm, pid: u32, into: &File) -> Result<bool, SaveError> {
+pub(super) fn save_ahead(vm: &dyn Vm, pid: u32, into: SaveTarget<'_>) -> Result<bool, SaveError> {
     let tracked = tokio::runtime::Handle::current().block_on(vm.track_memory());
     let tracked = tracked.map_err(|error| SaveError::Read(io::Error::other(error)))?;
     if tracked {
@@ -27,7 +26,7 @@ pub(super) async fn untrack(vm: &dyn Vm) {
 pub(super) fn save<H>(
     vm: &dyn Vm,
     pid: u32,
-    into: &File,
+    into: SaveTarget<'_>,
     ahead: bool,
     hold: &(impl Fn() -> Result<H, SaveError> + Sync),
 ) -> Result<SavedMemory, SaveError> {

@@ -165,7 +165,7 @@ impl Lab {
         let disk = self.next_snapshot("disk");
         clone(&machine.open_disk().unwrap(), &File::create_new(&disk).unwrap());
         let saving = machine.clone();
-        let save = move || saving.save_memory(&memory_file, ahead, &|| false).unwrap();
+        let save = move || saving.save_memory((&memory_file).into(), ahead, &|| false).unwrap();
         let saved = tokio::task::spawn_blocking(save).await.unwrap();
         Snapshot { memory, disk, state: state.as_bytes().to_vec(), saved }
     }

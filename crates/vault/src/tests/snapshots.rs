@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::{DataDir, FILE_BYTES, draft, grown, id, names, staged};
-use crate::sums::{Parent, Sums};
+use crate::sums::{Parent, Sums, Written};
 use crate::{ReadError, RemoveError, StageError, Vault, VerifyError};
 
 #[test]
@@ -53,7 +53,8 @@ fn a_pause_costs_what_changed_and_its_parent_stays_as_it_was() {
     vault.verify(&id("s2")).unwrap();
     // What was not read has the parent's hashes.
     let known = child.as_parent(child.disk()).unwrap();
-    let derived = Sums::derived(&known.file, &parent.as_parent(parent.disk()).unwrap()).unwrap();
+    let derived =
+        Sums::derived(&known.file, &parent.as_parent(parent.disk()).unwrap(), &Written::default()).unwrap();
     assert_eq!((derived.bytes_read, derived.sums), (1 << 20, known.sums));
 }
 
@@ -205,9 +206,9 @@ fn a_derived_table_equals_a_full_one_whatever_was_changed() {
         let child = tempfile::tempfile_in(&dir).unwrap();
         rustix::fs::ioctl_ficlone(&child, &parent).unwrap();
         apply(&child, &second);
-        let sums = Sums::full(&parent).unwrap().sums;
-        let derived = Sums::derived(&child, &Parent { file: parent, sums }).unwrap();
-        let full = Sums::full(&child).unwrap();
+        let sums = Sums::full(&parent, &Written::default()).unwrap().sums;
+        let derived = Sums::derived(&child, &Parent { file: parent, sums }, &Written::default()).unwrap();
+        let full = Sums::full(&child, &Written::default()).unwrap();
         prop_assert!(derived.bytes_read <= full.bytes_read);
         prop_assert_eq!(derived.sums, full.sums);
         Ok(())
