@@ -126,7 +126,11 @@ async fn verify(data_dir: &DataDir, ids: Vec<SnapshotId>, json: bool) -> Result<
     let read = size(verdicts.iter().map(|verdict| verdict.bytes_read).sum());
     match (Arc::into_inner(step), damaged) {
         (Some(step), 0) => {
-            step.ok(&format!("{} snapshots are as they were saved; {read} read", count(Outcome::Ok)))
+            let whole = match count(Outcome::Ok) {
+                1 => "1 snapshot is as it was saved".to_owned(),
+                count => format!("{count} snapshots are as they were saved"),
+            };
+            step.ok(&format!("{whole}; {read} read"));
         }
         (Some(step), _) => step.failed(),
         (None, _) => {}

@@ -36,6 +36,10 @@ pub(super) struct SandboxInfo {
     pub(super) envd_access_token: Option<String>,
     pub(super) kept_until: Option<jiff::Timestamp>,
     pub(super) durable: Option<bool>,
+    /// Seconds without work after which it ends.
+    pub(super) idle_timeout: Option<u32>,
+    /// Why it did not end at its deadline.
+    pub(super) held_up: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -368,6 +368,12 @@ fn show_info(sandbox: &SandboxInfo, now: Timestamp) -> String {
     if let Some(durable) = sandbox.durable {
         lines.push(("Durable", if durable { "yes" } else { "not yet: it is being written" }.to_owned()));
     }
+    if let Some(seconds) = sandbox.idle_timeout {
+        lines.push(("Idle", format!("it ends after {seconds} s without work")));
+    }
+    if let Some(why) = &sandbox.held_up {
+        lines.push(("Held up", why.clone()));
+    }
     if !sandbox.metadata.is_empty() {
         lines.push(("Metadata", pairs(&sandbox.metadata)));
     }
@@ -405,7 +411,8 @@ mod tests {
                 "startedAt": "2026-01-31T11:00:00.000000Z", "endAt": "2026-01-31T12:05:00.000000Z",
                 "cpuCount": 1, "memoryMB": 512, "diskSizeMB": 8192, "metadata": {"app": "prod", "user": "1"},
                 "keptUntil": (id == "ixyz").then_some("2026-03-02T12:05:00.000000Z"),
-                "durable": (state == "paused").then_some(false), "envdVersion": "0.6.13", "clientID": "0",
+                "durable": (state == "paused").then_some(false), "idleTimeout": (state == "running").then_some(300),
+                "heldUp": (state == "running").then_some("the vault is full"), "envdVersion": "0.6.13", "clientID": "0",
             }),
         )
         .unwrap()
