@@ -35,6 +35,15 @@ pub(crate) struct Timed {
     pub(crate) waited: Duration,
     /// The server's `Server-Timing`: milliseconds by step.
     pub(crate) steps: BTreeMap<String, f64>,
+    /// Names the next page of a listing.
+    pub(crate) next_token: Option<String>,
+}
+
+/// An answer as it came.
+struct Raw {
+    body: Bytes,
+    steps: BTreeMap<String, f64>,
+    next_token: Option<String>,
 }
 
 /// One server, one key.
@@ -55,7 +64,8 @@ pub(crate) struct Handle {
 // === impl Handle ===
 
 impl Handle {
-    fn of(body: &Value) -> Handle {
+    /// The sandbox that an answer tells of.
+    pub(crate) fn of(body: &Value) -> Handle {
         let text = |field: &str| body[field].as_str().map(str::to_owned);
         Handle { id: text("sandboxID").unwrap_or_default(), token: text("envdAccessToken") }
     }
@@ -81,10 +91,14 @@ impl Api {
         self.call(Method::POST, &format!("/sandboxes/{}/pause", sandbox.id), None).await
     }
 
+    /// Pauses it, and waits until that would survive a power cut.
+    pub(crate) async fn pause_durably(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        self.call(Method::POST, &format!("/sandboxes/{}/pause?waitDurable=true", sandbox.id), None).await
+    }
+
     /// Waits until its last pause is on disk.
     pub(crate) async fn wait_until_durable(&self, sandbox: &Handle) -> Result<(), ApiError> {
-        let path = format!("/sandboxes/{}", sandbox.id);
-        while self.call(Method::GET, &path, None).await?.body["durable"] != json!(true) {
+        while self.get(sandbox).await?.body["durable"] != json!(true) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
@@ -98,11 +112,32 @@ impl Api {
 
     /// Takes a snapshot of it, and deletes that.
     pub(crate) async fn snapshot(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        let (id, answer) = self.take_snapshot(sandbox).await?;
+        self.delete_snapshot(&id).await?;
+        Ok(answer)
+    }
+
+    /// Takes a snapshot of it, and says by which id sandboxes are created from that.
+    pub(crate) async fn take_snapshot(&self, sandbox: &Handle) -> Result<(String, Timed), ApiError> {
         let path = format!("/sandboxes/{}/snapshots", sandbox.id);
         let answer = self.call(Method::POST, &path, Some(json!({}))).await?;
-        let id = answer.body["snapshotID"].as_str().unwrap_or_default();
-        self.call(Method::DELETE, &format!("/templates/{id}"), None).await?;
-        Ok(answer)
+        Ok((answer.body["snapshotID"].as_str().unwrap_or_default().to_owned(), answer))
+    }
+
+    /// Deletes a snapshot that was taken.
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), ApiError> {
+        self.call(Method::DELETE, &format!("/templates/{id}"), None).await.map(|_| ())
+    }
+
+    /// Describes it.
+    pub(crate) async fn get(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        self.call(Method::GET, &format!("/sandboxes/{}", sandbox.id), None).await
+    }
+
+    /// One page of the list of sandboxes, running and paused: the first, or the one that the page before named.
+    pub(crate) async fn list(&self, page: Option<&str>) -> Result<Timed, ApiError> {
+        let query = page.map(|token| format!("?nextToken={token}")).unwrap_or_default();
+        self.call(Method::GET, &format!("/v2/sandboxes{query}"), None).await
     }
 
     /// Destroys it.
@@ -128,7 +163,7 @@ impl Api {
         body.extend(message.as_bytes());
         let path = "/process.Process/Start";
         let request = self.to_sandbox(Method::POST, path, sandbox, body.into(), "application/connect+json");
-        let answer = self.raw(format!("`{command}` in the sandbox"), request).await?.0;
+        let answer = self.raw(format!("`{command}` in the sandbox"), request).await?.body;
         let mut output = Vec::new();
         let mut exit = None;
         let mut rest = &answer[..];
@@ -197,25 +232,26 @@ impl Api {
         request: Result<Request<Full<Bytes>>, hyper::http::Error>,
     ) -> Result<Timed, ApiError> {
         let started = Instant::now();
-        let (body, steps) = self.raw(what, request).await?;
+        let Raw { body, steps, next_token } = self.raw(what, request).await?;
         let waited = started.elapsed();
-        Ok(Timed { body: serde_json::from_slice(&body).unwrap_or(Value::Null), waited, steps })
+        Ok(Timed { body: serde_json::from_slice(&body).unwrap_or(Value::Null), waited, steps, next_token })
     }
 
     async fn raw(
         &self,
         what: String,
         request: Result<Request<Full<Bytes>>, hyper::http::Error>,
-    ) -> Result<(Bytes, BTreeMap<String, f64>), ApiError> {
+    ) -> Result<Raw, ApiError> {
         let no_answer = |why: String| ApiError::NoAnswer { what: what.clone(), why };
         let request = request.map_err(|e| no_answer(e.to_string()))?;
         let response = self.client.request(request).await.map_err(|e| no_answer(root_cause(&e)))?;
         let status = response.status();
-        let header = response.headers().get("server-timing").and_then(|value| value.to_str().ok());
-        let steps = header.map(parse_steps).unwrap_or_default();
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let steps = header("server-timing").map(parse_steps).unwrap_or_default();
+        let next_token = header("x-next-token").map(str::to_owned);
         let body = response.into_body().collect().await.map_err(|e| no_answer(root_cause(&e)))?.to_bytes();
         if status.is_success() {
-            return Ok((body, steps));
+            return Ok(Raw { body, steps, next_token });
         }
         let body = String::from_utf8_lossy(&body).into_owned();
         Err(ApiError::Refused { what, status: status.as_u16(), body })

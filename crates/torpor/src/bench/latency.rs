@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::api::{Api, ApiError, Handle, Timed};
+use super::live_data;
 use super::stats::Summary;
 
 /// What to measure.
@@ -88,7 +89,7 @@ async fn rounds(
     let mut resume = Collector::default();
     let mut answer = Collector::default();
     let mut quick_resume = Collector::default();
-    let before = fill(api, sandbox, options.live_mb).await?;
+    let before = live_data::put(api, sandbox, options.live_mb).await?;
     for round in 0..options.runs {
         let started = std::time::Instant::now();
         pause.add(&api.pause(sandbox).await?);
@@ -107,7 +108,7 @@ async fn rounds(
         touch(api, sandbox).await?;
         progress("resume before the pause is saved", round + 1);
     }
-    check(api, sandbox, &before).await?;
+    live_data::check(api, sandbox, &before).await?;
     Ok(vec![
         pause.series("pause"),
         durable.series("pause until durable"),
@@ -135,44 +136,6 @@ async fn snapshots(
         snapshot.series("snapshot of a running sandbox"),
         stopped.series("the guest stands still for a snapshot"),
     ])
-}
-
-/// Starts a process that holds `mb` MB of random data; returns their checksum.
-async fn fill(api: &Api, sandbox: &Handle, mb: u32) -> Result<String, ApiError> {
-    let holder = format!(
-        "import hashlib, os, signal\n\
-         data = [os.urandom(1000000) for _ in range({mb})]\n\
-         def tell(*_):\n    \
-             digest = hashlib.sha256()\n    \
-             for part in data: digest.update(part)\n    \
-             open('/tmp/digest.new', 'w').write(digest.hexdigest()); os.rename('/tmp/digest.new', '/tmp/digest')\n\
-         signal.signal(signal.SIGUSR1, tell)\n\
-         tell()\n\
-         while True: signal.pause()\n"
-    );
-    let start = format!(
-        "cat > /tmp/holder.py <<'END'\n{holder}END\nrm -f /tmp/digest\n\
-         setsid python3 /tmp/holder.py </dev/null >/tmp/holder.log 2>&1 &\necho $! > /tmp/holder.pid"
-    );
-    api.run(sandbox, &start).await?;
-    wait_for_digest(api, sandbox).await
-}
-
-/// Has the process compute its checksum anew and compares.
-async fn check(api: &Api, sandbox: &Handle, before: &str) -> Result<(), ApiError> {
-    api.run(sandbox, "rm /tmp/digest; kill -USR1 $(cat /tmp/holder.pid)").await?;
-    let after = wait_for_digest(api, sandbox).await?;
-    if after == before {
-        return Ok(());
-    }
-    let why = format!("the live data changed: SHA-256 {before} before, {after} after");
-    Err(ApiError::Command { command: "sha256".to_owned(), why })
-}
-
-async fn wait_for_digest(api: &Api, sandbox: &Handle) -> Result<String, ApiError> {
-    let wait = "for i in $(seq 3000); do [ -s /tmp/digest ] && exec cat /tmp/digest; \
-                kill -0 $(cat /tmp/holder.pid) || exec cat /tmp/holder.log; sleep 0.1; done; exit 1";
-    api.run(sandbox, wait).await
 }
 
 /// A little work, so that every pause has something to save.
