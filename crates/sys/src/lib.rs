@@ -8,6 +8,7 @@ pub mod spawn;
 pub mod tap;
 
 mod extents;
+mod heap;
 mod pagemap;
 mod pass_fds;
 mod process_memory;
@@ -17,6 +18,7 @@ mod uring;
 mod write_back;
 
 pub use extents::Blocks;
+pub use heap::give_back_freed_memory;
 pub use pagemap::{PageRun, anonymous_pages, protect_anonymous_pages, written_pages};
 pub use pass_fds::send_with_fds;
 pub use process_memory::read_process_memory;

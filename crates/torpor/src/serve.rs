@@ -4,7 +4,7 @@
 //! them over.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::middleware;
 use tokio::net::TcpListener;
@@ -82,6 +82,7 @@ pub(crate) async fn serve(
     let https = Https::open(data_dir, settings).await?;
     let registry = Registry::open(data_dir.root()).await?;
     keys::ensure_cli_key(data_dir.root(), &registry).await?;
+    let begun = Instant::now();
     let (sandboxes, reconciled) = Sandboxes::start(NodeOptions {
         registry: registry.clone(),
         vault: node.vault.clone(),
@@ -95,7 +96,10 @@ pub(crate) async fn serve(
         kernels_dir: data_dir.kernels(),
     })
     .await?;
-    tracing::info!(?reconciled, %accelerator, "sandboxes taken over");
+    let took_ms = begun.elapsed().as_millis();
+    tracing::info!(?reconciled, took_ms, %accelerator, "sandboxes taken over");
+    // Every manifest of the vault was read.
+    torpor_sys::give_back_freed_memory();
     node.network.remove_strays().await?;
     let keeping = tokio::spawn(keep_house(sandboxes.clone(), data_dir.root().to_owned()));
     let measuring = tokio::spawn(measure_now_and_then(node.vault.clone()));

@@ -92,7 +92,7 @@ pub(super) async fn list_v1(
         limit: usize::MAX,
         ..ListQuery::default()
     };
-    let page = list.page(state.sandboxes.list(&team).await);
+    let page = state.sandboxes.list(&team, &list).await;
     Ok(Json(page.sandboxes.into_iter().map(ListedSandbox::from).collect()))
 }
 
@@ -115,7 +115,7 @@ pub(super) async fn list_v2(
     Team(team): Team,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let page = ListQuery::parse(&query.unwrap_or_default())?.page(state.sandboxes.list(&team).await);
+    let page = state.sandboxes.list(&team, &ListQuery::parse(&query.unwrap_or_default())?).await;
     let mut headers = HeaderMap::new();
     if let Some(token) = page.next_token.and_then(|token| HeaderValue::try_from(token).ok()) {
         headers.insert("x-next-token", token);

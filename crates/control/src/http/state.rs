@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use torpor_types::{Egress, SandboxId, TeamId};
 
 use super::idempotency::Repeats;
+use super::list::{ListQuery, Page};
 use crate::lifecycle::{
     CollectError, Collected, Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes,
     SnapshotView,
@@ -39,7 +40,8 @@ pub(super) struct ApiState {
 #[async_trait]
 pub(super) trait Lifecycle: Send + Sync {
     async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError>;
-    async fn list(&self, team: &TeamId) -> Vec<SandboxView>;
+    /// The page that `query` picks of a team's sandboxes.
+    async fn list(&self, team: &TeamId, query: &ListQuery) -> Page<SandboxView>;
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError>;
     async fn pause(
         &self,
@@ -119,8 +121,9 @@ impl Lifecycle for Sandboxes {
         Sandboxes::create(self, team, request).await
     }
 
-    async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
-        Sandboxes::list(self, team).await
+    async fn list(&self, team: &TeamId, query: &ListQuery) -> Page<SandboxView> {
+        let Page { sandboxes, next_token, total_running } = query.page(Sandboxes::list(self, team));
+        Page { sandboxes: self.describe(team, &sandboxes).await, next_token, total_running }
     }
 
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {

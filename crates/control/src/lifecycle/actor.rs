@@ -133,7 +133,7 @@ pub(super) struct Actor {
     /// Of the run that is under way, from when its agent answered.
     recording: Option<Recording>,
     status: watch::Sender<Status>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: mpsc::Receiver<Box<Command>>,
     events: mpsc::UnboundedSender<Event>,
     inbound: mpsc::UnboundedReceiver<Event>,
     /// Counts runs and saves, so that the result of one that was overtaken is told from the one that is wanted.
@@ -155,7 +155,7 @@ pub(super) struct Actor {
 /// What made the actor act.
 enum Turn {
     /// `None`: nobody can send commands any more.
-    Command(Option<Command>),
+    Command(Option<Box<Command>>),
     Event(Event),
     Expired,
     /// It may be idle.
@@ -263,13 +263,16 @@ impl Actor {
                 () = sleep_until(look_at) => Turn::Look,
             };
             let next = match turn {
-                Turn::Command(Some(Command { arrived, span, operation })) => {
-                    self.handle(arrived, operation).instrument(span).await
+                // In boxes: the tasks of a thousand paused sandboxes wait here, and each would be as large as the largest
+                // of these.
+                Turn::Command(Some(command)) => {
+                    let Command { arrived, span, operation } = *command;
+                    Box::pin(self.handle(arrived, operation).instrument(span)).await
                 }
                 Turn::Command(None) => Next::Ended,
-                Turn::Event(event) => self.react(event).await,
-                Turn::Expired => self.expire().await,
-                Turn::Look => self.look_whether_idle().await,
+                Turn::Event(event) => Box::pin(self.react(event)).await,
+                Turn::Expired => Box::pin(self.expire()).await,
+                Turn::Look => Box::pin(self.look_whether_idle()).await,
             };
             if let Next::Ended = next {
                 return;

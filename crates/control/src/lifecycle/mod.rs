@@ -25,6 +25,7 @@ mod guest;
 mod idle;
 mod launch;
 mod limits;
+mod listing;
 mod node;
 mod origin;
 mod rebuild;
@@ -46,7 +47,7 @@ use tracing::Instrument;
 
 use self::actor::{Command, Operation};
 use self::node::Node;
-use crate::registry::{SandboxRecord, SandboxRow, StoredState};
+use crate::registry::{SandboxRow, StoredState};
 use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 pub use api::{
@@ -56,6 +57,7 @@ pub use api::{
 pub use collect::{CollectError, Collected, Skipped};
 pub(crate) use idle::Activity;
 pub use limits::Limits;
+pub use listing::Listed;
 pub use node::{NodeOptions, StartError};
 pub use rebuild::{Made, MadeKind, RebuildError, Rebuilt, Unreadable, rebuild_index};
 pub use reconcile::Reconciled;
@@ -93,7 +95,7 @@ type Entries = Arc<RwLock<HashMap<SandboxId, Entry>>>;
 /// A sandbox as the others see it: where to send commands, and what is known of it.
 #[derive(Clone)]
 struct Entry {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Box<Command>>,
     status: watch::Receiver<Status>,
 }
 
@@ -139,19 +141,6 @@ impl Sandboxes {
         let creation =
             async move { actor::create(&node, &entries, team, request).await.map(|s| s.view(&node)) };
         tokio::spawn(creation.in_current_span()).await.unwrap_or(Err(LifecycleError::ShuttingDown))
-    }
-
-    /// All sandboxes of a team, in no order. Killed and expired ones are never among them.
-    pub async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
-        let now = Timestamp::now();
-        let mut views: Vec<SandboxView> = {
-            let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let visible = entries.values().map(|entry| entry.status.borrow());
-            let visible = visible.filter(|status| status.row.team_id == *team && status.is_visible(now));
-            visible.map(|status| status.view(&self.inner.node)).collect()
-        };
-        self.tell_how_long_kept(team, &mut views).await;
-        views
     }
 
     /// One sandbox.
@@ -416,6 +405,7 @@ impl Sandboxes {
         let (reply, answer) = oneshot::channel();
         let command =
             Command { arrived: Instant::now(), span: tracing::Span::current(), operation: operation(reply) };
+        let command = Box::new(command);
         // A closed channel on either side means that the sandbox was destroyed meanwhile.
         entry.commands.send(command).await.map_err(|_| LifecycleError::NotFound(id.clone()))?;
         answer.await.unwrap_or_else(|_| Err(LifecycleError::NotFound(id.clone())))
@@ -457,33 +447,6 @@ impl Status {
                 VisibleState::Running
             }
             StoredState::Pausing | StoredState::Paused => VisibleState::Paused,
-        }
-    }
-
-    fn view(&self, node: &Node) -> SandboxView {
-        let record: &SandboxRecord = &self.row.record;
-        SandboxView {
-            id: self.row.id.clone(),
-            template_id: record.template_id.clone(),
-            template_name: record.template_name.clone(),
-            state: self.visible_state(),
-            started_at: record.started_at,
-            end_at: record.end_at,
-            shape: record.shape,
-            envd_version: record.envd_version.clone(),
-            access_token: node.access_token(&self.row),
-            traffic_token: node.traffic_token(&self.row),
-            metadata: record.metadata.clone(),
-            on_timeout: if record.pause_on_timeout { OnTimeout::Pause } else { OnTimeout::Kill },
-            filesystem_only: record.filesystem_only,
-            auto_resume: record.auto_resume,
-            allow_internet: record.allow_internet,
-            network: record.network.clone(),
-            idle_timeout_s: record.idle_timeout_s,
-            retention_days: record.retention_days,
-            kept_until: None,
-            held_up: self.held_up.clone(),
-            durable: self.durable,
         }
     }
 }

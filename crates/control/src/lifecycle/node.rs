@@ -6,7 +6,7 @@ use std::sync::Arc;
 use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
 use torpor_network::{Network, Reach};
-use torpor_types::{Egress, ProxyAddress, SandboxId, SnapshotId, TeamId};
+use torpor_types::{Egress, ProxyAddress, SandboxId, TeamId};
 use torpor_vault::{Claim, MachineFacts, Vault};
 
 use super::api::LifecycleError;
@@ -66,6 +66,9 @@ pub enum StartError {
     /// The snapshots in the vault cannot be listed.
     #[error(transparent)]
     Vault(#[from] torpor_vault::ListError),
+    /// As above: it panicked.
+    #[error("listing the snapshots in the vault ended early: {0}")]
+    Listing(#[source] tokio::task::JoinError),
 }
 
 pub(super) struct Node {
@@ -176,16 +179,6 @@ impl Node {
     pub(super) fn keep_warm(&self, template: &TemplateRow) {
         let rehearsal = Arc::new(TemplateRehearsal::new(self, template));
         self.machines.keep_warm(template.shape, self.warm_machines, Some(rehearsal));
-    }
-
-    /// The snapshots that a template, a sandbox or a user's snapshot starts from, as far as the database knows.
-    pub(super) async fn referenced_snapshots(
-        &self,
-    ) -> Result<std::collections::HashSet<SnapshotId>, RegistryError> {
-        let templates = self.registry.templates().await?.into_iter().map(|template| template.snapshot_id);
-        let pauses = self.registry.sandboxes().await?.into_iter().filter_map(|row| row.snapshot_id);
-        let snapshots = self.registry.snapshots().await?.into_iter().filter_map(|row| row.snapshot_id);
-        Ok(templates.chain(pauses).chain(snapshots).collect())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sandboxes without machines, so that the wire protocol is proven without waiting for any.
 
 use super::*;
+use crate::http::list::{ListQuery, Page};
 
 /// Sandboxes without machines: the states and errors the lifecycle promises, and nothing behind them.
 #[derive(Default)]
@@ -70,9 +71,9 @@ impl Lifecycle for Pretended {
         Ok(view)
     }
 
-    async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
+    async fn list(&self, team: &TeamId, query: &ListQuery) -> Page<SandboxView> {
         let views = self.views.lock().unwrap();
-        views.values().filter(|(owner, _)| owner == team).map(|(_, view)| view.clone()).collect()
+        query.page(views.values().filter(|(owner, _)| owner == team).map(|(_, view)| view.clone()).collect())
     }
 
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
