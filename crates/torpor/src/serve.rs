@@ -76,6 +76,8 @@ pub(crate) async fn serve(
     let address = settings.listen();
     let stop = stop_signals().map_err(ServeError::Signals)?;
     let accelerator = accelerator::chosen(data_dir, settings.accelerator.as_deref())?;
+    // Before the vault, kernels and machines are brought to what this version expects.
+    Registry::check(data_dir.root()).await?;
     let node = Node::open(data_dir, settings, accelerator, PlaceOptions::default()).await?;
     // Taken before anything starts, so that a port in use costs nothing.
     let listener = TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
