@@ -56,12 +56,14 @@ pub(super) trait Lifecycle: Send + Sync {
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        keep_memory: bool,
     ) -> Result<SandboxView, LifecycleError>;
     async fn connect(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        keep_memory: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError>;
     async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError>;
     async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError>;
@@ -179,8 +181,9 @@ impl Lifecycle for Sandboxes {
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        keep_memory: bool,
     ) -> Result<SandboxView, LifecycleError> {
-        Sandboxes::resume(self, team, id, timeout_s, on_timeout).await
+        Sandboxes::resume(self, team, id, timeout_s, on_timeout, keep_memory).await
     }
 
     async fn connect(
@@ -188,8 +191,9 @@ impl Lifecycle for Sandboxes {
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        keep_memory: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
-        Sandboxes::connect(self, team, id, timeout_s).await
+        Sandboxes::connect(self, team, id, timeout_s, keep_memory).await
     }
 
     async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError> {

@@ -61,9 +61,7 @@ pub(super) enum Operation {
         reply: Reply<Base>,
     },
     Resume {
-        timeout_s: i64,
-        on_timeout: Option<OnTimeout>,
-        must_be_paused: bool,
+        resume: Resume,
         reply: Reply<(SandboxView, Connected)>,
     },
     /// Traffic for a sandbox that it resumes.
@@ -91,6 +89,19 @@ pub(super) enum Operation {
         paused_at: Timestamp,
         reply: Reply<bool>,
     },
+}
+
+/// How to resume.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resume {
+    /// Seconds to live from then on.
+    pub(super) timeout_s: i64,
+    /// What happens then, if it is to change.
+    pub(super) on_timeout: Option<OnTimeout>,
+    /// Whether it is an error that it runs.
+    pub(super) must_be_paused: bool,
+    /// False: boot, whatever the pause kept.
+    pub(super) keep_memory: bool,
 }
 
 /// What happens beside the commands.
@@ -290,8 +301,8 @@ impl Actor {
                     outcome => answer(reply, outcome),
                 }
             }
-            Operation::Resume { timeout_s, on_timeout, must_be_paused, reply } => {
-                let outcome = self.resume_or_join(arrived, timeout_s, on_timeout, must_be_paused).await;
+            Operation::Resume { resume, reply } => {
+                let outcome = self.resume_or_join(arrived, resume).await;
                 answer(reply, outcome.map(|how| (self.status.borrow().view(&self.node), how)));
             }
             Operation::Wake { reply } => answer(reply, self.wake(arrived).await),

@@ -45,7 +45,7 @@ use torpor_network::Connector;
 use torpor_types::{Egress, SandboxId, TeamId};
 use tracing::Instrument;
 
-use self::actor::{Command, Operation};
+use self::actor::{Command, Operation, Resume};
 use self::node::Node;
 use crate::registry::{SandboxRow, StoredState};
 use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
@@ -170,33 +170,38 @@ impl Sandboxes {
     }
 
     /// Resumes a paused sandbox. `on_timeout` overrides what was chosen at creation (old SDKs send
-    /// `autoPause` here). Concurrent resumes join.
+    /// `autoPause` here). Without `keep_memory` it boots from the disk as it was when it was paused, whatever the
+    /// pause kept: running programs, and what they had not written to the disk, are lost. Concurrent resumes join.
     ///
     /// # Errors
     /// [`LifecycleError::AlreadyRunning`], [`LifecycleError::NotFound`], a timeout out of range,
-    /// [`LifecycleError::TooManyRunning`], [`LifecycleError::Failed`] (it is paused as before).
+    /// [`LifecycleError::TooManyRunning`], [`LifecycleError::Unfit`] and [`LifecycleError::Failed`] (it is paused as before).
     pub async fn resume(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        keep_memory: bool,
     ) -> Result<SandboxView, LifecycleError> {
         deadline::check_timeout(timeout_s, self.inner.node.limits(team).await?.max_timeout_s)?;
-        let operation = |reply| Operation::Resume { timeout_s, on_timeout, must_be_paused: true, reply };
+        let resume = Resume { timeout_s, on_timeout, must_be_paused: true, keep_memory };
+        let operation = |reply| Operation::Resume { resume, reply };
         self.ask(team, id, operation).await.map(|(view, _)| view)
     }
 
-    /// Resumes if paused; if running only extends the deadline, never shortens it. Concurrent calls join.
+    /// Resumes if paused (see [`resume`](Self::resume) for `keep_memory`); if running only extends the deadline, never
+    /// shortens it. Concurrent calls join.
     ///
     /// # Errors
     /// [`LifecycleError::NotFound`], [`LifecycleError::InTransition`] while it is being killed, a timeout over the maximum, [`LifecycleError::TooManyRunning`],
-    /// [`LifecycleError::Failed`] (it is paused as before).
+    /// [`LifecycleError::Unfit`] and [`LifecycleError::Failed`] (it is paused as before).
     pub async fn connect(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        keep_memory: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
         deadline::check_maximum(timeout_s, self.inner.node.limits(team).await?.max_timeout_s)?;
         let being_killed = self.find(id).is_some_and(|entry| {
@@ -206,8 +211,8 @@ impl Sandboxes {
         if being_killed {
             return Err(LifecycleError::InTransition(id.clone()));
         }
-        let operation =
-            |reply| Operation::Resume { timeout_s, on_timeout: None, must_be_paused: false, reply };
+        let resume = Resume { timeout_s, on_timeout: None, must_be_paused: false, keep_memory };
+        let operation = |reply| Operation::Resume { resume, reply };
         self.ask(team, id, operation).await
     }
 

@@ -204,8 +204,10 @@ pub(super) fn mismatch(snapshot: &MachineFacts, host: &HostFacts) -> Option<Stri
         None => return None,
     };
     Some(format!(
-        "its {what} is '{there}', this host's is '{here}', and memory cannot be carried from one to the other. \
-         A template is built anew by `torpor setup`; a paused sandbox can be resumed on a host like its first"
+        "its {what} is '{there}', this host's is '{here}', and memory cannot be carried from one to the other. Nothing \
+         is lost. A paused sandbox goes on where it was on a host like its first, or boots here from its disk, without \
+         what ran in it (`torpor sandbox resume --boot`, or \"memory\": false in the request); a template is built anew by \
+         `torpor setup`"
     ))
 }
 
@@ -248,6 +250,7 @@ mod tests {
         let other_qemu = MachineFacts { qemu_version: "9.2.0".to_owned(), ..snapshot() };
         let why = mismatch(&other_qemu, &host()).unwrap();
         assert!(why.contains("QEMU version is '9.2.0', this host's is '10.0.2'"), "{why}");
+        insta::assert_snapshot!(why);
         let other_clock = MachineFacts { tsc_khz: 3_000_000, ..snapshot() };
         let why = mismatch(&other_clock, &host()).unwrap();
         assert!(why.contains("'3000000 kHz'"), "{why}");

@@ -229,7 +229,8 @@ impl Copying {
         let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
         let memory = match keep {
             Keep::Disk => None,
-            Keep::Everything if base.manifest().is_filesystem_only() => {
+            // One that was booted has nothing of its base's memory, also where its base has some.
+            Keep::Everything if note.booted.is_some() || base.manifest().is_filesystem_only() => {
                 let bytes = machine.shape().memory_bytes();
                 Some(staging.memory_file(bytes).map_err(step("making the memory file"))?)
             }

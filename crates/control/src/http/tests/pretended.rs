@@ -104,6 +104,7 @@ impl Lifecycle for Pretended {
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        _: bool,
     ) -> Result<SandboxView, LifecycleError> {
         self.with(team, id, |view| match view.state {
             VisibleState::Running => Err(LifecycleError::AlreadyRunning(id.clone())),
@@ -120,6 +121,7 @@ impl Lifecycle for Pretended {
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        _: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
         self.with(team, id, |view| match view.state {
             VisibleState::Running => Ok((view.clone(), Connected::AlreadyRunning)),

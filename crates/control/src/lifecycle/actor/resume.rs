@@ -8,11 +8,11 @@ use torpor_types::SnapshotId;
 use torpor_vault::interruption;
 use tracing::Instrument;
 
-use super::{Actor, Carrier, Event, Next, Window, answer, chain};
+use super::{Actor, Carrier, Event, Next, Resume, Window, answer, chain};
 use crate::lifecycle::api::{Connected, LifecycleError, OnTimeout};
 use crate::lifecycle::deadline;
 use crate::lifecycle::guest::{self, InitError};
-use crate::lifecycle::launch::{self, Launched};
+use crate::lifecycle::launch::{self, Launched, Start};
 use crate::registry::StoredState;
 
 // === impl Actor ===
@@ -67,22 +67,20 @@ impl Actor {
     pub(super) async fn resume_or_join(
         &mut self,
         arrived: Instant,
-        timeout_s: i64,
-        on_timeout: Option<OnTimeout>,
-        must_be_paused: bool,
+        how: Resume,
     ) -> Result<Connected, LifecycleError> {
         if self.row.state == StoredState::Running {
             let joined = Window::contains(&self.last_resume, arrived);
-            if must_be_paused && !joined {
+            if how.must_be_paused && !joined {
                 return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
             }
             let max_s = self.max_timeout_s().await?;
-            let end_at = deadline::extend(&self.row.record, Timestamp::now(), timeout_s, max_s);
+            let end_at = deadline::extend(&self.row.record, Timestamp::now(), how.timeout_s, max_s);
             self.move_deadline(end_at).await?;
             return Ok(if joined { Connected::Resumed } else { Connected::AlreadyRunning });
         }
         let started = Instant::now();
-        self.resume(timeout_s, on_timeout).await?;
+        self.resume(how).await?;
         self.last_resume = Some(Window::since(started));
         Ok(Connected::Resumed)
     }
@@ -93,26 +91,23 @@ impl Actor {
             return Ok(());
         }
         let timeout_s = deadline::resumed_by_traffic_s(&self.row.record, self.max_timeout_s().await?);
-        self.resume_or_join(arrived, timeout_s, None, false).await.map(|_| ())
+        let how = Resume { timeout_s, on_timeout: None, must_be_paused: false, keep_memory: true };
+        self.resume_or_join(arrived, how).await.map(|_| ())
     }
 
     /// Makes the paused sandbox run: in its stopped machine while that is kept, else in a new one from its snapshot.
     #[tracing::instrument(name = "sandbox.resume", skip_all)]
-    pub(super) async fn resume(
-        &mut self,
-        timeout_s: i64,
-        on_timeout: Option<OnTimeout>,
-    ) -> Result<(), LifecycleError> {
+    pub(super) async fn resume(&mut self, how: Resume) -> Result<(), LifecycleError> {
         let max_running = self.node.limits(&self.row.team_id).await?.max_running;
         let _place =
             self.node.starts.take_place(&self.entries, &self.row.team_id, &self.row.id, max_running)?;
-        if self.row.record.filesystem_only {
+        if self.row.record.filesystem_only || !how.keep_memory {
             self.finish_saving().await?;
         }
         let mut running = self.row.clone();
         running.state = StoredState::Running;
         running.record.filesystem_only = false;
-        if let Some(on_timeout) = on_timeout {
+        if let Some(on_timeout) = how.on_timeout {
             running.record.pause_on_timeout = on_timeout == OnTimeout::Pause;
         }
         let machine = match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
@@ -140,7 +135,7 @@ impl Actor {
                         why: "it has no snapshot".to_owned(),
                     });
                 };
-                self.resume_from(&snapshot).await?
+                self.resume_from(&snapshot, how.keep_memory).await?
             }
             running @ Carrier::Running { .. } => {
                 self.carrier = running;
@@ -151,7 +146,7 @@ impl Actor {
         let before = self.row.state;
         running.machine_id = Some(machine.id().clone());
         running.record.started_at = Timestamp::now();
-        running.record.end_at = deadline::after(running.record.started_at, timeout_s);
+        running.record.end_at = deadline::after(running.record.started_at, how.timeout_s);
         self.row = running;
         self.carrier = Carrier::running(machine);
         self.start_waking();
@@ -164,12 +159,17 @@ impl Actor {
         Ok(())
     }
 
-    pub(super) async fn resume_from(&mut self, snapshot: &SnapshotId) -> Result<Machine, LifecycleError> {
+    async fn resume_from(
+        &mut self,
+        snapshot: &SnapshotId,
+        keep_memory: bool,
+    ) -> Result<Machine, LifecycleError> {
+        let start = if keep_memory { Start::AsSaved } else { Start::Boot };
         self.row.state = StoredState::Resuming;
         self.publish();
         let (recorded, launched) = tokio::join!(
             self.node.registry.update_sandbox(&self.row, StoredState::Paused),
-            launch::launch(&self.node, &self.row, snapshot),
+            launch::launch(&self.node, &self.row, snapshot, start),
         );
         match (recorded, launched) {
             (Ok(_), Ok(Launched { machine, base })) => {
