@@ -22,15 +22,18 @@ impl Actor {
     /// The answer to create and resume does not: an agent that just woke up under emulation takes its time.
     pub(super) fn start_waking(&mut self) {
         self.epoch += 1;
-        let Carrier::Running { machine, .. } = &self.carrier else { return };
+        let Carrier::Running { machine, closed, .. } = &self.carrier else { return };
         let (epoch, events, connector) = (self.epoch, self.events.clone(), machine.connector());
+        let closed = closed.clone();
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         self.lifecycle_id = guest::new_lifecycle_id();
         self.begin_idle_timer();
         let lifecycle_id = self.lifecycle_id.clone();
         let ca_bundle = self.node.outbound.ca_bundle(&row.record.egress()).map(str::to_owned);
         let waking = async move {
-            let result = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, ca_bundle).await;
+            let init = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, ca_bundle);
+            // One that is paused before it answers is not waited for: that would keep its network open for minutes.
+            let Some(result) = closed.run_until_cancelled(init).await else { return };
             // An actor that ended wants no result.
             let _ = events.send(Event::Awake { epoch, result });
         };
