@@ -1,7 +1,7 @@
 //! Taking over the machines of an earlier server.
 //!
 //! A machine is given back if it has a note, its process is the one its record names, and its control socket answers.
-//! Of everything else, every part is removed: processes (found by their control group), control groups, run
+//! Nothing is done where a newer Torpor left one that lives. Of everything else, every part is removed: processes (found by their control group), control groups, run
 //! directories, disks.
 
 use std::collections::BTreeSet;
@@ -20,8 +20,14 @@ use crate::record::Record;
 use crate::vmm::RunState;
 
 pub(crate) async fn adopt(machines: &Arc<Inner>) -> Result<Vec<Machine>, AdoptError> {
+    let left = left(machines)?;
+    for id in &left {
+        if let Some(found) = Record::newer(&machines.ground.site(id).dir) {
+            return Err(AdoptError::TooNew { machine: id.clone(), found, known: Record::KNOWN });
+        }
+    }
     let mut adopted = Vec::new();
-    for id in left(machines)?.into_iter().filter(|id| !machines.live.has(id)) {
+    for id in left.into_iter().filter(|id| !machines.live.has(id)) {
         match adopt_one(machines, &id).await {
             Ok(machine) => {
                 tracing::info!(machine = %id, pid = machine.pid(), runs = machine.runs(), "a machine was taken over");

@@ -167,6 +167,19 @@ pub enum AdoptError {
         /// Why not.
         source: io::Error,
     },
+    /// A machine that must not be touched.
+    #[error(
+        "the machine {machine} was started by a newer Torpor (its record has version {found}, this Torpor knows up to \
+         {known}). It was left alone: start the newer Torpor, or, to go back to this one, pause with that what runs"
+    )]
+    TooNew {
+        /// Which machine.
+        machine: torpor_types::MachineId,
+        /// Version of its record.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
 }
 
 /// Why one machine was not adopted; it is logged, and the machine destroyed.

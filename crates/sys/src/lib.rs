@@ -8,6 +8,7 @@ pub mod netns;
 pub mod spawn;
 pub mod tap;
 
+mod heap;
 mod maps;
 mod pagemap;
 mod pass_fds;
@@ -17,6 +18,7 @@ mod tsc;
 mod uring;
 mod write_back;
 
+pub use heap::give_back_freed_memory;
 pub use maps::anonymous_mappings;
 pub use pagemap::{PageRun, anonymous_pages, protect_anonymous_pages, written_pages};
 pub use pass_fds::send_with_fds;

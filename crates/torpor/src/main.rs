@@ -96,7 +96,7 @@ enum Command {
     Vault(vault::VaultCommand),
     /// Print the OpenAPI document of the control plane, which servers have at /openapi.json
     Openapi,
-    /// Measure a running server
+    /// Measure what callers wait and what sandboxes cost
     Bench {
         #[command(flatten)]
         endpoint: Endpoint,
@@ -158,12 +158,10 @@ async fn run(command: Command, path: &Path) -> Result<ExitCode, Failure> {
         Command::Vault(command) => return Ok(command.run(&existing(path)?).await?),
         Command::Openapi => client::say(&torpor_control::http::openapi_document())?,
         Command::Bench { endpoint, json, command } => {
-            let (url, key) = endpoint.resolve(path)?;
-            let run_dir = DataDir::existing(path).map(|data_dir| data_dir.run_dir()).unwrap_or_default();
             let console = progress::Console::new();
             let step = console.step("measuring");
             let told = |what: &str, round: u32| step.doing(&format!("{what}: {round}"));
-            let result = bench::run(&command, &url, &key, &run_dir, json, told).await?;
+            let result = bench::run(&command, &endpoint, path, json, told).await?;
             step.ok("done");
             println!("{result}");
         }

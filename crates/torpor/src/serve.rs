@@ -4,7 +4,7 @@
 //! them over.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::middleware;
 use tokio::net::TcpListener;
@@ -76,12 +76,15 @@ pub(crate) async fn serve(
     let address = settings.listen();
     let stop = stop_signals().map_err(ServeError::Signals)?;
     let accelerator = accelerator::chosen(data_dir, settings.accelerator.as_deref())?;
+    // Before the vault, kernels and machines are brought to what this version expects.
+    Registry::check(data_dir.root()).await?;
     let node = Node::open(data_dir, settings, accelerator, PlaceOptions::default()).await?;
     // Taken before anything starts, so that a port in use costs nothing.
     let listener = TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
     let https = Https::open(data_dir, settings).await?;
     let registry = Registry::open(data_dir.root()).await?;
     keys::ensure_cli_key(data_dir.root(), &registry).await?;
+    let begun = Instant::now();
     let (sandboxes, reconciled) = Sandboxes::start(NodeOptions {
         registry: registry.clone(),
         vault: node.vault.clone(),
@@ -95,7 +98,10 @@ pub(crate) async fn serve(
         kernels_dir: data_dir.kernels(),
     })
     .await?;
-    tracing::info!(?reconciled, %accelerator, "sandboxes taken over");
+    let took_ms = begun.elapsed().as_millis();
+    tracing::info!(?reconciled, took_ms, %accelerator, "sandboxes taken over");
+    // Every manifest of the vault was read.
+    torpor_sys::give_back_freed_memory();
     node.network.remove_strays().await?;
     let keeping = tokio::spawn(keep_house(sandboxes.clone(), data_dir.root().to_owned()));
     let measuring = tokio::spawn(measure_now_and_then(node.vault.clone()));

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! {
-//!   "format":     {"major": 1, "minor": 0}
+//!   "format":     {"major": 1, "minor": 1}
+//!   "written_by": the Torpor that wrote it, "0.1.0"; since 1.1
 //!   "id":         the snapshot's id; the name of its directory, too
 //!   "kind":       "template" | "pause"
 //!   "created_at": when the machine was stopped, RFC 3339
@@ -110,6 +111,9 @@ pub struct StatePart {
 pub struct Manifest {
     /// Version of this layout.
     pub format: Format,
+    /// The version of the Torpor that wrote it; for messages alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_by: Option<String>,
     /// The snapshot's own id.
     pub id: SnapshotId,
     /// What it is for.
@@ -135,10 +139,12 @@ pub struct Manifest {
 pub enum ManifestError {
     /// Written by a newer Torpor.
     #[error(
-        "the manifest has format {found_major}.{found_minor}, this Torpor understands {known_major}.x: \
-         upgrade Torpor to use this snapshot"
+        "the manifest has format {found_major}.{found_minor}, this Torpor understands {known_major}.x. The snapshot is left \
+         as it is: to use it, upgrade Torpor to {} or newer", .written_by.as_deref().unwrap_or("the version that wrote it")
     )]
     UnknownFormat {
+        /// The Torpor that wrote it, if it says so.
+        written_by: Option<String>,
         /// Major version found.
         found_major: u32,
         /// Minor version found.
@@ -155,10 +161,15 @@ pub enum ManifestError {
 #[derive(Deserialize)]
 struct Header {
     format: Format,
+    #[serde(default)]
+    written_by: serde_json::Value,
 }
 
 /// The version written by this Torpor.
-pub(crate) const FORMAT: Format = Format { major: 1, minor: 0 };
+pub(crate) const FORMAT: Format = Format { major: 1, minor: 1 };
+
+/// The Torpor that writes.
+pub(crate) const WRITTEN_BY: &str = env!("CARGO_PKG_VERSION");
 
 // === impl Manifest ===
 
@@ -166,9 +177,10 @@ impl Manifest {
     /// Reads a manifest.
     pub fn from_json(json: &[u8]) -> Result<Self, ManifestError> {
         let damaged = |error: serde_json::Error| ManifestError::Damaged(error.to_string());
-        let Header { format } = serde_json::from_slice(json).map_err(damaged)?;
+        let Header { format, written_by } = serde_json::from_slice(json).map_err(damaged)?;
         if format.major != FORMAT.major {
             return Err(ManifestError::UnknownFormat {
+                written_by: written_by.as_str().map(|version| version.chars().take(40).collect()),
                 found_major: format.major,
                 found_minor: format.minor,
                 known_major: FORMAT.major,
@@ -200,6 +212,7 @@ mod tests {
     fn manifest() -> Manifest {
         Manifest {
             format: FORMAT,
+            written_by: Some("0.1.0".to_owned()),
             id: "s1".parse().unwrap(),
             kind: Kind::Pause,
             created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
@@ -238,12 +251,48 @@ mod tests {
         json["colour"] = "blue".into();
         assert_eq!(Manifest::from_json(json.to_string().as_bytes()).unwrap().id, manifest().id);
         // Nothing but the format has to be understandable for a clear refusal.
-        let error = Manifest::from_json(br#"{"format": {"major": 2, "minor": 1}, "id": {}}"#).unwrap_err();
-        assert!(matches!(
-            error,
-            ManifestError::UnknownFormat { found_major: 2, found_minor: 1, known_major: 1 }
-        ));
-        assert!(error.to_string().contains("upgrade Torpor"), "{error}");
+        let refused = [
+            r#"{"format": {"major": 2, "minor": 1}, "id": {}}"#,
+            r#"{"format": {"major": 2, "minor": 1}, "written_by": "3.4.5"}"#,
+            r#"{"format": {"major": 2, "minor": 1}, "written_by": [7]}"#,
+        ];
+        let errors = refused.map(|json| Manifest::from_json(json.as_bytes()).unwrap_err());
+        for error in &errors {
+            assert!(matches!(error, ManifestError::UnknownFormat { found_major: 2, found_minor: 1, .. }));
+        }
+        insta::assert_snapshot!(errors.map(|error| error.to_string()).join("\n"));
+    }
+
+    /// `fixtures/manifests/<format>-<what>.json` were written by the Torpor of that format. They are never changed, and
+    /// every later Torpor of the same major format reads them.
+    #[test]
+    fn manifests_of_every_earlier_format_are_read_as_they_were_meant() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/manifests");
+        let mut names: Vec<_> = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let Format { major, minor } = FORMAT;
+        assert!(
+            names.contains(&format!("{major}.{minor}-pause.json")),
+            "keep one of the present format, too"
+        );
+        let described = names.iter().map(|name| {
+            let manifest = Manifest::from_json(&std::fs::read(dir.join(name)).unwrap()).unwrap();
+            let Manifest { format, written_by, id, kind, parent, machine, memory, disk, state, .. } = &manifest;
+            let machine = format!("{} {} {}", machine.accelerator, machine.qemu_version, machine.kernel_blake3);
+            format!(
+                "{name}: {format:?} by {written_by:?}, {id} {kind:?} of {parent:?}\n  {machine}\n  {memory:?}\n  {disk:?}\n  {state:?}\n"
+            )
+        });
+        insta::assert_snapshot!(described.collect::<String>());
+    }
+
+    #[test]
+    fn the_documentation_names_the_present_format() {
+        let page = include_str!("../../../docs/compatibility.md");
+        assert!(page.contains(&format!("the Torpor that wrote it | {}.{} |", FORMAT.major, FORMAT.minor)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::files::{seal, sync_dir, write_durably};
 use crate::interruption;
-use crate::manifest::FORMAT;
+use crate::manifest::{FORMAT, WRITTEN_BY};
 use crate::snapshot::{DISK, DISK_SUMS, Image, MANIFEST, MEMORY, MEMORY_SUMS, STATE};
 use crate::sums::{Sums, Written};
 use crate::{
@@ -106,6 +106,7 @@ pub(crate) fn publish(
     interruption::step("publish.1");
 
     let manifest = Manifest {
+        written_by: Some(WRITTEN_BY.to_owned()),
         format: FORMAT,
         id: staging.id.clone(),
         kind: draft.kind,

@@ -83,6 +83,8 @@ impl From<LifecycleError> for ApiError {
             E::TooManyRunning { .. } => (StatusCode::TOO_MANY_REQUESTS, None),
             // Not 503: SDKs would repeat the request, and room does not appear by waiting.
             E::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, Some("sandbox_capacity_unavailable")),
+            // Not 409, after which SDKs take it that it runs, nor 5xx: another attempt would end the same.
+            E::Unfit { .. } => (StatusCode::UNPROCESSABLE_ENTITY, Some("snapshot_does_not_fit")),
             E::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, None),
             E::Failed { .. } | E::Registry(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, Some("internal_server_error"))
@@ -125,6 +127,7 @@ mod tests {
             LifecycleError::TooManyRunning { max_running: 20 },
             LifecycleError::NoRoom { missing_bytes: 1_048_576, limit: Limit::Reserve(1) },
             LifecycleError::NoRoom { missing_bytes: 1_048_576, limit: Limit::Budget(1) },
+            LifecycleError::Unfit { what: "The sandbox could not be started", why: "its QEMU …".into() },
             LifecycleError::Failed { what: "the pause failed", why: "no reply".into() },
             LifecycleError::ShuttingDown,
         ];

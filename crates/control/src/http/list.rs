@@ -15,7 +15,7 @@ use torpor_types::SandboxId;
 use utoipa::IntoParams;
 
 use super::error::ApiError;
-use crate::lifecycle::{SandboxView, VisibleState};
+use crate::lifecycle::{Listed, SandboxView, VisibleState};
 
 /// Entries of a page, at most and by default.
 const MAX_LIMIT: usize = 100;
@@ -31,6 +31,18 @@ pub(super) struct ListQuery {
     pub(super) order: Order,
     pub(super) limit: usize,
     pub(super) after: Option<Position>,
+}
+
+/// What a list is picked and ordered by.
+pub(super) trait Listable {
+    /// Where it stands: when it was started, and its id.
+    fn position(&self) -> (Timestamp, &SandboxId);
+    /// Running or paused.
+    fn state(&self) -> VisibleState;
+    /// Id and name of its template.
+    fn template(&self) -> (&str, &str);
+    /// Free text of its creator.
+    fn metadata(&self) -> &BTreeMap<String, String>;
 }
 
 /// The parameter by which both versions of the list filter, as the document describes it.
@@ -82,8 +94,8 @@ pub(super) struct Position {
 
 /// One page.
 #[derive(Debug)]
-pub(super) struct Page {
-    pub(super) sandboxes: Vec<SandboxView>,
+pub(super) struct Page<T> {
+    pub(super) sandboxes: Vec<T>,
     /// Where the next page starts; `None` on the last one.
     pub(super) next_token: Option<String>,
     /// How many running sandboxes match; `None` if none were asked for.
@@ -139,15 +151,16 @@ impl ListQuery {
     }
 
     /// Picks, orders and cuts.
-    pub(super) fn page(&self, all: Vec<SandboxView>) -> Page {
-        let mut matching: Vec<SandboxView> = all.into_iter().filter(|view| self.matches(view)).collect();
-        let is_running = |view: &&SandboxView| view.state == VisibleState::Running;
+    pub(super) fn page<T: Listable>(&self, all: Vec<T>) -> Page<T> {
+        let mut matching: Vec<T> = all.into_iter().filter(|one| self.matches(one)).collect();
+        let is_running = |one: &&T| one.state() == VisibleState::Running;
         let total_running =
             self.includes(VisibleState::Running).then(|| matching.iter().filter(is_running).count());
-        matching.sort_by(|a, b| self.order.compare(&Position::of(a), &Position::of(b)));
         if let Some(after) = &self.after {
-            matching.retain(|view| self.order.compare(&Position::of(view), after) == Ordering::Greater);
+            let after = (after.started_at, &after.id);
+            matching.retain(|one| self.order.compare(one.position(), after) == Ordering::Greater);
         }
+        matching.sort_by(|a, b| self.order.compare(a.position(), b.position()));
         let has_more = matching.len() > self.limit;
         matching.truncate(self.limit);
         let next_token =
@@ -159,21 +172,62 @@ impl ListQuery {
         self.states.is_empty() || self.states.contains(&state)
     }
 
-    fn matches(&self, view: &SandboxView) -> bool {
-        let has = |(key, value): (&String, &String)| view.metadata.get(key) == Some(value);
-        let is_template = |asked: &String| asked == view.template_id.as_str() || *asked == view.template_name;
-        self.includes(view.state)
+    fn matches(&self, one: &impl Listable) -> bool {
+        let has = |(key, value): (&String, &String)| one.metadata().get(key) == Some(value);
+        let (id, name) = one.template();
+        self.includes(one.state())
             && self.metadata.iter().all(has)
-            && self.template.as_ref().is_none_or(is_template)
-            && self.started_after.is_none_or(|time| view.started_at.as_microsecond() >= time.as_microsecond())
+            && self.template.as_ref().is_none_or(|asked| asked == id || asked == name)
+            && self
+                .started_after
+                .is_none_or(|time| one.position().0.as_microsecond() >= time.as_microsecond())
+    }
+}
+
+// === impl Listable ===
+
+impl Listable for Listed {
+    fn position(&self) -> (Timestamp, &SandboxId) {
+        (self.row().record.started_at, &self.row().id)
+    }
+
+    fn state(&self) -> VisibleState {
+        self.state()
+    }
+
+    fn template(&self) -> (&str, &str) {
+        let record = &self.row().record;
+        (record.template_id.as_str(), &record.template_name)
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.row().record.metadata
+    }
+}
+
+impl Listable for SandboxView {
+    fn position(&self) -> (Timestamp, &SandboxId) {
+        (self.started_at, &self.id)
+    }
+
+    fn state(&self) -> VisibleState {
+        self.state
+    }
+
+    fn template(&self) -> (&str, &str) {
+        (self.template_id.as_str(), &self.template_name)
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 }
 
 // === impl Order ===
 
 impl Order {
-    fn compare(self, a: &Position, b: &Position) -> Ordering {
-        let ascending = (a.started_at, &a.id).cmp(&(b.started_at, &b.id));
+    fn compare(self, a: (Timestamp, &SandboxId), b: (Timestamp, &SandboxId)) -> Ordering {
+        let ascending = a.cmp(&b);
         match self {
             Order::Ascending => ascending,
             Order::Descending => ascending.reverse(),
@@ -184,8 +238,9 @@ impl Order {
 // === impl Position ===
 
 impl Position {
-    fn of(view: &SandboxView) -> Self {
-        Self { started_at: view.started_at, id: view.id.clone() }
+    fn of(one: &impl Listable) -> Self {
+        let (started_at, id) = one.position();
+        Self { started_at, id: id.clone() }
     }
 
     /// `base64url("{RFC 3339}__{id}[__asc]")`.
@@ -308,7 +363,7 @@ mod tests {
         }
     }
 
-    fn ids(page: &Page) -> Vec<&str> {
+    fn ids(page: &Page<SandboxView>) -> Vec<&str> {
         page.sandboxes.iter().map(|view| view.id.as_str()).collect()
     }
 

@@ -75,9 +75,9 @@ refusals! {
     /// Of a change of one sandbox.
     RefusedChange: 400 401 404 409 413 500 503;
     /// Of a create.
-    RefusedCreate: 400 401 404 409 413 429 500 503 507;
+    RefusedCreate: 400 401 404 409 413 422 429 500 503 507;
     /// Of whatever makes a paused sandbox run.
-    RefusedStart: 400 401 404 409 413 429 500 503 507;
+    RefusedStart: 400 401 404 409 413 422 429 500 503 507;
     /// Of what copies a sandbox, which needs room.
     RefusedCopy: 400 401 404 409 413 500 503 507;
 }
@@ -92,6 +92,7 @@ fn refusal(status: u16) -> (String, RefOr<DescribedResponse>) {
         }
         409 => "The sandbox is in another state than this needs",
         413 => "The body is too large",
+        422 => "What was saved does not fit this host; the message says what differs, and the way out",
         429 => "The team has as many sandboxes running as it may",
         503 => "The server is stopping",
         507 => "The vault has not enough room",

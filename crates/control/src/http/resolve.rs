@@ -93,6 +93,7 @@ fn refusal(error: LifecycleError) -> Refusal {
         | E::TimeoutTooLong { .. }
         | E::MaxLengthExceeded
         | E::NoRoom { .. }
+        | E::Unfit { .. }
         | E::Failed { .. }
         | E::ShuttingDown
         | E::Registry(_) => Refusal::Broken(error.to_string()),

@@ -92,7 +92,7 @@ pub(super) async fn list_v1(
         limit: usize::MAX,
         ..ListQuery::default()
     };
-    let page = list.page(state.sandboxes.list(&team).await);
+    let page = state.sandboxes.list(&team, &list).await;
     Ok(Json(page.sandboxes.into_iter().map(ListedSandbox::from).collect()))
 }
 
@@ -115,7 +115,7 @@ pub(super) async fn list_v2(
     Team(team): Team,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let page = ListQuery::parse(&query.unwrap_or_default())?.page(state.sandboxes.list(&team).await);
+    let page = state.sandboxes.list(&team, &ListQuery::parse(&query.unwrap_or_default())?).await;
     let mut headers = HeaderMap::new();
     if let Some(token) = page.next_token.and_then(|token| HeaderValue::try_from(token).ok()) {
         headers.insert("x-next-token", token);
@@ -181,7 +181,7 @@ pub(super) async fn pause(
 
 /// Resume a paused sandbox (first version)
 ///
-/// It lives 15 seconds unless told otherwise.
+/// It lives 15 seconds unless told otherwise. With `memory: false` it boots from its disk, and what ran in it is lost.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/resume", tag = "sandboxes", params(IdParam), request_body = Option<ResumeRequest>,
     responses((status = 201, description = "It runs again", body = Sandbox), RefusedStart)
@@ -192,9 +192,10 @@ pub(super) async fn resume(
     SandboxPath(id): SandboxPath,
     JsonBody(body): JsonBody<ResumeRequest>,
 ) -> Result<Response, ApiError> {
-    refuse_cold_boot(&body)?;
+    let keep_memory = body.memory.unwrap_or(true);
     let timeout_s = body.timeout.unwrap_or(LEGACY_TIMEOUT_S);
-    let view = state.sandboxes.resume(&team, &id, timeout_s, body.auto_pause.map(on_timeout)).await?;
+    let on_timeout = body.auto_pause.map(on_timeout);
+    let view = state.sandboxes.resume(&team, &id, timeout_s, on_timeout, keep_memory).await?;
     let domain = state.options.domain.as_deref();
     Ok((StatusCode::CREATED, Json(Sandbox::new(view, domain))).into_response())
 }
@@ -221,7 +222,8 @@ pub(super) async fn connect_v1(
 
 /// Resume a sandbox if it is paused, extend its life if it runs
 ///
-/// It lives 300 seconds unless told otherwise; a running one never gets less than it had.
+/// It lives 300 seconds unless told otherwise; a running one never gets less than it had. With `memory: false` a paused one
+/// boots from its disk, and what ran in it is lost.
 #[utoipa::path(
     post, path = "/v2/sandboxes/{id}/connect", tag = "sandboxes", params(IdParam),
     request_body = Option<ResumeRequest>,
@@ -237,9 +239,9 @@ pub(super) async fn connect_v2(
     SandboxPath(id): SandboxPath,
     JsonBody(body): JsonBody<ResumeRequest>,
 ) -> Result<Response, ApiError> {
-    refuse_cold_boot(&body)?;
+    let keep_memory = body.memory.unwrap_or(true);
     let timeout_s = body.timeout.unwrap_or(DEFAULT_TIMEOUT_S);
-    let (view, connected) = state.sandboxes.connect(&team, &id, timeout_s).await?;
+    let (view, connected) = state.sandboxes.connect(&team, &id, timeout_s, keep_memory).await?;
     let status = match connected {
         Connected::AlreadyRunning => StatusCode::OK,
         Connected::Resumed => StatusCode::CREATED,
@@ -295,14 +297,4 @@ pub(super) async fn refresh(
     }
     state.sandboxes.refresh(&team, &id, duration_s).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn refuse_cold_boot(body: &ResumeRequest) -> Result<(), ApiError> {
-    match body.memory {
-        Some(false) => Err(ApiError::bad_request(
-            "memory=false: a sandbox that was paused with its memory is not started without it on this server; leave it out",
-        )
-        .with_code("sandbox_memory_override_disabled")),
-        Some(true) | None => Ok(()),
-    }
 }

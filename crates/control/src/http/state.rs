@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use torpor_types::{Egress, SandboxId, TeamId};
 
 use super::idempotency::Repeats;
+use super::list::{ListQuery, Page};
 use crate::lifecycle::{
     CollectError, Collected, Connected, CreateSandbox, LifecycleError, OnTimeout, SandboxView, Sandboxes,
     SnapshotView,
@@ -39,7 +40,8 @@ pub(super) struct ApiState {
 #[async_trait]
 pub(super) trait Lifecycle: Send + Sync {
     async fn create(&self, team: &TeamId, request: CreateSandbox) -> Result<SandboxView, LifecycleError>;
-    async fn list(&self, team: &TeamId) -> Vec<SandboxView>;
+    /// The page that `query` picks of a team's sandboxes.
+    async fn list(&self, team: &TeamId, query: &ListQuery) -> Page<SandboxView>;
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError>;
     async fn pause(
         &self,
@@ -54,12 +56,14 @@ pub(super) trait Lifecycle: Send + Sync {
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        keep_memory: bool,
     ) -> Result<SandboxView, LifecycleError>;
     async fn connect(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        keep_memory: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError>;
     async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError>;
     async fn refresh(&self, team: &TeamId, id: &SandboxId, duration_s: i64) -> Result<(), LifecycleError>;
@@ -119,8 +123,9 @@ impl Lifecycle for Sandboxes {
         Sandboxes::create(self, team, request).await
     }
 
-    async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
-        Sandboxes::list(self, team).await
+    async fn list(&self, team: &TeamId, query: &ListQuery) -> Page<SandboxView> {
+        let Page { sandboxes, next_token, total_running } = query.page(Sandboxes::list(self, team));
+        Page { sandboxes: self.describe(team, &sandboxes).await, next_token, total_running }
     }
 
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
@@ -176,8 +181,9 @@ impl Lifecycle for Sandboxes {
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        keep_memory: bool,
     ) -> Result<SandboxView, LifecycleError> {
-        Sandboxes::resume(self, team, id, timeout_s, on_timeout).await
+        Sandboxes::resume(self, team, id, timeout_s, on_timeout, keep_memory).await
     }
 
     async fn connect(
@@ -185,8 +191,9 @@ impl Lifecycle for Sandboxes {
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        keep_memory: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
-        Sandboxes::connect(self, team, id, timeout_s).await
+        Sandboxes::connect(self, team, id, timeout_s, keep_memory).await
     }
 
     async fn set_timeout(&self, team: &TeamId, id: &SandboxId, timeout_s: i64) -> Result<(), LifecycleError> {

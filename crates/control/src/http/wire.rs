@@ -85,7 +85,7 @@ pub(super) struct PauseHeader {
 pub(super) struct ConnectRequest {
     /// Seconds to live from now on; a running sandbox never gets less than it had
     pub(super) timeout: i64,
-    /// Must not be `false`: starting without memory is not supported here
+    /// `false`: boot from the disk, without what ran when it was paused; a running sandbox is left as it is
     pub(super) memory: Option<bool>,
 }
 
@@ -95,6 +95,7 @@ pub(super) struct ConnectRequest {
 pub(super) struct ResumeRequest {
     pub(super) timeout: Option<i64>,
     pub(super) auto_pause: Option<bool>,
+    /// `false`: boot from the disk, without what ran when it was paused; a running sandbox is left as it is
     pub(super) memory: Option<bool>,
 }
 

@@ -61,9 +61,7 @@ pub(super) enum Operation {
         reply: Reply<Base>,
     },
     Resume {
-        timeout_s: i64,
-        on_timeout: Option<OnTimeout>,
-        must_be_paused: bool,
+        resume: Resume,
         reply: Reply<(SandboxView, Connected)>,
     },
     /// Traffic for a sandbox that it resumes.
@@ -91,6 +89,19 @@ pub(super) enum Operation {
         paused_at: Timestamp,
         reply: Reply<bool>,
     },
+}
+
+/// How to resume.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resume {
+    /// Seconds to live from then on.
+    pub(super) timeout_s: i64,
+    /// What happens then, if it is to change.
+    pub(super) on_timeout: Option<OnTimeout>,
+    /// Whether it is an error that it runs.
+    pub(super) must_be_paused: bool,
+    /// False: boot, whatever the pause kept.
+    pub(super) keep_memory: bool,
 }
 
 /// What happens beside the commands.
@@ -133,7 +144,7 @@ pub(super) struct Actor {
     /// Of the run that is under way, from when its agent answered.
     recording: Option<Recording>,
     status: watch::Sender<Status>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: mpsc::Receiver<Box<Command>>,
     events: mpsc::UnboundedSender<Event>,
     inbound: mpsc::UnboundedReceiver<Event>,
     /// Counts runs and saves, so that the result of one that was overtaken is told from the one that is wanted.
@@ -155,7 +166,7 @@ pub(super) struct Actor {
 /// What made the actor act.
 enum Turn {
     /// `None`: nobody can send commands any more.
-    Command(Option<Command>),
+    Command(Option<Box<Command>>),
     Event(Event),
     Expired,
     /// It may be idle.
@@ -263,13 +274,16 @@ impl Actor {
                 () = sleep_until(look_at) => Turn::Look,
             };
             let next = match turn {
-                Turn::Command(Some(Command { arrived, span, operation })) => {
-                    self.handle(arrived, operation).instrument(span).await
+                // In boxes: the tasks of a thousand paused sandboxes wait here, and each would be as large as the largest
+                // of these.
+                Turn::Command(Some(command)) => {
+                    let Command { arrived, span, operation } = *command;
+                    Box::pin(self.handle(arrived, operation).instrument(span)).await
                 }
                 Turn::Command(None) => Next::Ended,
-                Turn::Event(event) => self.react(event).await,
-                Turn::Expired => self.expire().await,
-                Turn::Look => self.look_whether_idle().await,
+                Turn::Event(event) => Box::pin(self.react(event)).await,
+                Turn::Expired => Box::pin(self.expire()).await,
+                Turn::Look => Box::pin(self.look_whether_idle()).await,
             };
             if let Next::Ended = next {
                 return;
@@ -287,8 +301,8 @@ impl Actor {
                     outcome => answer(reply, outcome),
                 }
             }
-            Operation::Resume { timeout_s, on_timeout, must_be_paused, reply } => {
-                let outcome = self.resume_or_join(arrived, timeout_s, on_timeout, must_be_paused).await;
+            Operation::Resume { resume, reply } => {
+                let outcome = self.resume_or_join(arrived, resume).await;
                 answer(reply, outcome.map(|how| (self.status.borrow().view(&self.node), how)));
             }
             Operation::Wake { reply } => answer(reply, self.wake(arrived).await),

@@ -231,6 +231,14 @@ pub enum LifecycleError {
         /// What keeps more from being written.
         limit: Limit,
     },
+    /// What was saved does not fit this host, and would not at the next attempt either. Nothing was changed.
+    #[error("{what}: {why}")]
+    Unfit {
+        /// What was being done.
+        what: &'static str,
+        /// What differs, and the way out.
+        why: String,
+    },
     /// The sandbox could not be started or stopped. It is as it was before, or, where `lost` says so, gone.
     #[error("{what}: {why}")]
     Failed {

@@ -23,8 +23,8 @@ pub(super) struct Kernels {
 /// The kernel of a snapshot is not on this host.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the kernel {kernel} that it was saved with is not in {dir}: copy that directory from the host it was made on, or \
-     run `torpor setup` of the version that made its template"
+    "the kernel {kernel} that it was saved with is not in {dir}. Nothing is lost: copy the directory of that name from \
+     the host it was made on, or run `torpor setup` of the version that made its template, and start it again"
 )]
 pub(super) struct NoKernel {
     kernel: String,

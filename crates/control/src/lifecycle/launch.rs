@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 use torpor_machine::{HostFacts, LoadSource, Machine};
 use torpor_types::{SandboxId, SnapshotId};
-use torpor_vault::{MachineFacts, Snapshot, interruption};
+use torpor_vault::{MachineFacts, ManifestError, ReadError, Snapshot, interruption};
 
 use super::actor::chain;
 use super::api::LifecycleError;
 use super::bases::Base;
+use super::boot::NoKernel;
 use super::egress;
 use super::node::Node;
 use crate::registry::SandboxRow;
@@ -17,8 +18,21 @@ use crate::registry::SandboxRow;
 pub(super) enum LaunchError {
     #[error("snapshot {id} does not fit this host: {why}")]
     Mismatch { id: SnapshotId, why: String },
+    #[error("snapshot {id} cannot be booted: {why}")]
+    NoKernel { id: SnapshotId, why: NoKernel },
+    #[error("{0}")]
+    OfNewer(ReadError),
     #[error("{step}: {why}")]
     Step { step: &'static str, why: String },
+}
+
+/// How a machine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Where its snapshot was taken; one without memory boots.
+    AsSaved,
+    /// It boots from the snapshot's disk, whatever else there is.
+    Boot,
 }
 
 /// A machine that was let run, and the snapshot it stands on.
@@ -54,7 +68,13 @@ impl Note {
 
 impl From<LaunchError> for LifecycleError {
     fn from(error: LaunchError) -> LifecycleError {
-        LifecycleError::Failed { what: "The sandbox could not be started", why: chain(&error) }
+        let (what, why) = ("The sandbox could not be started", chain(&error));
+        match error {
+            LaunchError::Mismatch { .. } | LaunchError::NoKernel { .. } | LaunchError::OfNewer(_) => {
+                LifecycleError::Unfit { what, why }
+            }
+            LaunchError::Step { .. } => LifecycleError::Failed { what, why },
+        }
     }
 }
 
@@ -64,16 +84,20 @@ pub(super) async fn launch(
     node: &Node,
     row: &SandboxRow,
     snapshot: &SnapshotId,
+    start: Start,
 ) -> Result<Launched, LaunchError> {
     interruption::step("launch.1");
     // Held from before it is opened, so that it cannot go meanwhile.
     let base = node.bases.hold(snapshot);
     let (vault, id) = (node.vault.clone(), snapshot.clone());
     let found = tokio::task::spawn_blocking(move || vault.get(&id)).await.map_err(step(OPENING))?;
-    let snapshot = found.map_err(step(OPENING))?;
-    let machine = match snapshot.manifest().is_filesystem_only() {
-        true => boot(node, row, snapshot).await?,
-        false => resume(node, row, snapshot).await?,
+    let snapshot = found.map_err(|error| match error {
+        ReadError::Manifest { cause: ManifestError::UnknownFormat { .. }, .. } => LaunchError::OfNewer(error),
+        error => step(OPENING)(error),
+    })?;
+    let machine = match start {
+        Start::AsSaved if !snapshot.manifest().is_filesystem_only() => resume(node, row, snapshot).await?,
+        Start::AsSaved | Start::Boot => boot(node, row, snapshot).await?,
     };
     interruption::step("launch.2");
     match let_run(node, row, &machine).await {
@@ -95,6 +119,8 @@ pub(super) async fn launch(
 async fn resume(node: &Node, row: &SandboxRow, snapshot: Snapshot) -> Result<Machine, LaunchError> {
     let note = Note { sandbox: row.id.clone(), base: snapshot.id().clone(), booted: None }.to_json()?;
     let host = node.machines.facts().clone();
+    // Before a machine is taken for it, and perhaps waited for.
+    require_fit(&snapshot, &host)?;
     let (opened, idle) = tokio::join!(open(host, snapshot, note), node.machines.claim(&row.record.shape));
     let idle = idle.map_err(step("preparing a machine"))?;
     idle.load(opened?).await.map_err(step("loading the snapshot into the machine"))
@@ -121,7 +147,7 @@ async fn boot(node: &Node, row: &SandboxRow, snapshot: Snapshot) -> Result<Machi
     let source = node
         .kernels
         .source(&made.kernel_blake3, host.accelerator, disk)
-        .map_err(step("finding the snapshot's kernel"))?;
+        .map_err(|why| LaunchError::NoKernel { id: snapshot.id().clone(), why })?;
     let machine =
         node.machines.boot(&row.record.shape, source).await.map_err(step("preparing a machine to boot"))?;
     match machine.set_note(note) {
@@ -141,6 +167,14 @@ async fn let_run(node: &Node, row: &SandboxRow, machine: &Machine) -> Result<(),
     machine.cont().await.map_err(step("starting the machine"))
 }
 
+/// Refuses memory that could not be resumed on `host`.
+fn require_fit(snapshot: &Snapshot, host: &HostFacts) -> Result<(), LaunchError> {
+    match super::node::mismatch(&snapshot.manifest().machine, host) {
+        Some(why) => Err(LaunchError::Mismatch { id: snapshot.id().clone(), why }),
+        None => Ok(()),
+    }
+}
+
 /// Opens a snapshot for a machine of `host`.
 pub(super) async fn open(
     host: HostFacts,
@@ -148,9 +182,7 @@ pub(super) async fn open(
     note: serde_json::Value,
 ) -> Result<LoadSource, LaunchError> {
     let opening = tokio::task::spawn_blocking(move || {
-        if let Some(why) = super::node::mismatch(&snapshot.manifest().machine, &host) {
-            return Err(LaunchError::Mismatch { id: snapshot.id().clone(), why });
-        }
+        require_fit(&snapshot, &host)?;
         Ok(LoadSource {
             disk: snapshot.open_disk().map_err(step("opening the snapshot's disk"))?,
             memory: snapshot.open_memory().map_err(step("opening the snapshot's memory"))?,

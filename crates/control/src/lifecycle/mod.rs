@@ -25,6 +25,7 @@ mod guest;
 mod idle;
 mod launch;
 mod limits;
+mod listing;
 mod node;
 mod origin;
 mod rebuild;
@@ -45,9 +46,9 @@ use torpor_network::Connector;
 use torpor_types::{Egress, SandboxId, TeamId};
 use tracing::Instrument;
 
-use self::actor::{Command, Operation};
+use self::actor::{Command, Operation, Resume};
 use self::node::Node;
-use crate::registry::{SandboxRecord, SandboxRow, StoredState};
+use crate::registry::{SandboxRow, StoredState};
 use crate::telemetry::{LogQuery, LogRecord, MetricPoint};
 
 pub use api::{
@@ -57,6 +58,7 @@ pub use api::{
 pub use collect::{CollectError, Collected, Skipped};
 pub(crate) use idle::Activity;
 pub use limits::Limits;
+pub use listing::Listed;
 pub use node::{NodeOptions, StartError};
 pub use rebuild::{Made, MadeKind, RebuildError, Rebuilt, Unreadable, rebuild_index};
 pub use reconcile::Reconciled;
@@ -94,7 +96,7 @@ type Entries = Arc<RwLock<HashMap<SandboxId, Entry>>>;
 /// A sandbox as the others see it: where to send commands, and what is known of it.
 #[derive(Clone)]
 struct Entry {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Box<Command>>,
     status: watch::Receiver<Status>,
 }
 
@@ -143,19 +145,6 @@ impl Sandboxes {
         tokio::spawn(creation.in_current_span()).await.unwrap_or(Err(LifecycleError::ShuttingDown))
     }
 
-    /// All sandboxes of a team, in no order. Killed and expired ones are never among them.
-    pub async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
-        let now = Timestamp::now();
-        let mut views: Vec<SandboxView> = {
-            let entries = self.inner.entries.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let visible = entries.values().map(|entry| entry.status.borrow());
-            let visible = visible.filter(|status| status.row.team_id == *team && status.is_visible(now));
-            visible.map(|status| status.view(&self.inner.node)).collect()
-        };
-        self.tell_how_long_kept(team, &mut views).await;
-        views
-    }
-
     /// One sandbox.
     ///
     /// # Errors
@@ -183,33 +172,38 @@ impl Sandboxes {
     }
 
     /// Resumes a paused sandbox. `on_timeout` overrides what was chosen at creation (old SDKs send
-    /// `autoPause` here). Concurrent resumes join.
+    /// `autoPause` here). Without `keep_memory` it boots from the disk as it was when it was paused, whatever the
+    /// pause kept: running programs, and what they had not written to the disk, are lost. Concurrent resumes join.
     ///
     /// # Errors
     /// [`LifecycleError::AlreadyRunning`], [`LifecycleError::NotFound`], a timeout out of range,
-    /// [`LifecycleError::TooManyRunning`], [`LifecycleError::Failed`] (it is paused as before).
+    /// [`LifecycleError::TooManyRunning`], [`LifecycleError::Unfit`] and [`LifecycleError::Failed`] (it is paused as before).
     pub async fn resume(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        keep_memory: bool,
     ) -> Result<SandboxView, LifecycleError> {
         deadline::check_timeout(timeout_s, self.inner.node.limits(team).await?.max_timeout_s)?;
-        let operation = |reply| Operation::Resume { timeout_s, on_timeout, must_be_paused: true, reply };
+        let resume = Resume { timeout_s, on_timeout, must_be_paused: true, keep_memory };
+        let operation = |reply| Operation::Resume { resume, reply };
         self.ask(team, id, operation).await.map(|(view, _)| view)
     }
 
-    /// Resumes if paused; if running only extends the deadline, never shortens it. Concurrent calls join.
+    /// Resumes if paused (see [`resume`](Self::resume) for `keep_memory`); if running only extends the deadline, never
+    /// shortens it. Concurrent calls join.
     ///
     /// # Errors
     /// [`LifecycleError::NotFound`], [`LifecycleError::InTransition`] while it is being killed, a timeout over the maximum, [`LifecycleError::TooManyRunning`],
-    /// [`LifecycleError::Failed`] (it is paused as before).
+    /// [`LifecycleError::Unfit`] and [`LifecycleError::Failed`] (it is paused as before).
     pub async fn connect(
         &self,
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        keep_memory: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
         deadline::check_maximum(timeout_s, self.inner.node.limits(team).await?.max_timeout_s)?;
         let being_killed = self.find(id).is_some_and(|entry| {
@@ -219,8 +213,8 @@ impl Sandboxes {
         if being_killed {
             return Err(LifecycleError::InTransition(id.clone()));
         }
-        let operation =
-            |reply| Operation::Resume { timeout_s, on_timeout: None, must_be_paused: false, reply };
+        let resume = Resume { timeout_s, on_timeout: None, must_be_paused: false, keep_memory };
+        let operation = |reply| Operation::Resume { resume, reply };
         self.ask(team, id, operation).await
     }
 
@@ -418,6 +412,7 @@ impl Sandboxes {
         let (reply, answer) = oneshot::channel();
         let command =
             Command { arrived: Instant::now(), span: tracing::Span::current(), operation: operation(reply) };
+        let command = Box::new(command);
         // A closed channel on either side means that the sandbox was destroyed meanwhile.
         entry.commands.send(command).await.map_err(|_| LifecycleError::NotFound(id.clone()))?;
         answer.await.unwrap_or_else(|_| Err(LifecycleError::NotFound(id.clone())))
@@ -459,33 +454,6 @@ impl Status {
                 VisibleState::Running
             }
             StoredState::Pausing | StoredState::Paused => VisibleState::Paused,
-        }
-    }
-
-    fn view(&self, node: &Node) -> SandboxView {
-        let record: &SandboxRecord = &self.row.record;
-        SandboxView {
-            id: self.row.id.clone(),
-            template_id: record.template_id.clone(),
-            template_name: record.template_name.clone(),
-            state: self.visible_state(),
-            started_at: record.started_at,
-            end_at: record.end_at,
-            shape: record.shape,
-            envd_version: record.envd_version.clone(),
-            access_token: node.access_token(&self.row),
-            traffic_token: node.traffic_token(&self.row),
-            metadata: record.metadata.clone(),
-            on_timeout: if record.pause_on_timeout { OnTimeout::Pause } else { OnTimeout::Kill },
-            filesystem_only: record.filesystem_only,
-            auto_resume: record.auto_resume,
-            allow_internet: record.allow_internet,
-            network: record.network.clone(),
-            idle_timeout_s: record.idle_timeout_s,
-            retention_days: record.retention_days,
-            kept_until: None,
-            held_up: self.held_up.clone(),
-            durable: self.durable,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
 use torpor_network::{Network, Reach};
-use torpor_types::{Egress, ProxyAddress, SandboxId, SnapshotId, TeamId};
+use torpor_types::{Egress, ProxyAddress, SandboxId, TeamId};
 use torpor_vault::{Claim, MachineFacts, Vault};
 
 use super::api::LifecycleError;
@@ -66,6 +66,9 @@ pub enum StartError {
     /// The snapshots in the vault cannot be listed.
     #[error(transparent)]
     Vault(#[from] torpor_vault::ListError),
+    /// As above: it panicked.
+    #[error("listing the snapshots in the vault ended early: {0}")]
+    Listing(#[source] tokio::task::JoinError),
 }
 
 pub(super) struct Node {
@@ -177,16 +180,6 @@ impl Node {
         let rehearsal = Arc::new(TemplateRehearsal::new(self, template));
         self.machines.keep_warm(template.shape, self.warm_machines, Some(rehearsal));
     }
-
-    /// The snapshots that a template, a sandbox or a user's snapshot starts from, as far as the database knows.
-    pub(super) async fn referenced_snapshots(
-        &self,
-    ) -> Result<std::collections::HashSet<SnapshotId>, RegistryError> {
-        let templates = self.registry.templates().await?.into_iter().map(|template| template.snapshot_id);
-        let pauses = self.registry.sandboxes().await?.into_iter().filter_map(|row| row.snapshot_id);
-        let snapshots = self.registry.snapshots().await?.into_iter().filter_map(|row| row.snapshot_id);
-        Ok(templates.chain(pauses).chain(snapshots).collect())
-    }
 }
 
 fn derived(key: &[u8; 32], id: &SandboxId) -> String {
@@ -211,8 +204,10 @@ pub(super) fn mismatch(snapshot: &MachineFacts, host: &HostFacts) -> Option<Stri
         None => return None,
     };
     Some(format!(
-        "its {what} is '{there}', this host's is '{here}', and memory cannot be carried from one to the other. \
-         A template is built anew by `torpor setup`; a paused sandbox can be resumed on a host like its first"
+        "its {what} is '{there}', this host's is '{here}', and memory cannot be carried from one to the other. Nothing \
+         is lost. A paused sandbox goes on where it was on a host like its first, or boots here from its disk, without \
+         what ran in it (`torpor sandbox resume --boot`, or \"memory\": false in the request); a template is built anew by \
+         `torpor setup`"
     ))
 }
 
@@ -255,6 +250,7 @@ mod tests {
         let other_qemu = MachineFacts { qemu_version: "9.2.0".to_owned(), ..snapshot() };
         let why = mismatch(&other_qemu, &host()).unwrap();
         assert!(why.contains("QEMU version is '9.2.0', this host's is '10.0.2'"), "{why}");
+        insta::assert_snapshot!(why);
         let other_clock = MachineFacts { tsc_khz: 3_000_000, ..snapshot() };
         let why = mismatch(&other_clock, &host()).unwrap();
         assert!(why.contains("'3000000 kHz'"), "{why}");

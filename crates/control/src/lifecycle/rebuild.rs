@@ -181,3 +181,47 @@ fn template_row(snapshot: &Snapshot) -> Option<TemplateRow> {
         created_at: manifest.created_at,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use torpor_vault::Manifest;
+
+    use super::*;
+    use crate::registry::SandboxRecord;
+
+    /// The vault's test of the same files has what they are; here is what their owners wrote.
+    fn subject(name: &str) -> serde_json::Value {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vault/fixtures/manifests");
+        Manifest::from_json(&std::fs::read(dir.join(name)).unwrap()).unwrap().subject
+    }
+
+    #[test]
+    fn sandboxes_templates_and_snapshots_of_every_earlier_format_are_known_again() {
+        for name in ["1.0-pause.json", "1.0-filesystem-only.json", "1.1-pause.json"] {
+            let owner: Owner = serde_json::from_value(subject(name)["sandbox"].clone()).unwrap();
+            let SandboxRecord { template_name, metadata, filesystem_only, .. } = owner.record;
+            assert_eq!((template_name.as_str(), metadata["project"].as_str()), ("base", "golden"), "{name}");
+            assert_eq!(filesystem_only, name.contains("filesystem"), "{name}");
+        }
+        let owner: TemplateOwner =
+            serde_json::from_value(subject("1.0-template.json")["template"].clone()).unwrap();
+        assert_eq!((owner.name.as_str(), owner.shape.memory_mib), ("base", 512));
+        let row: SnapshotRow =
+            serde_json::from_value(subject("1.1-snapshot.json")["snapshot"].clone()).unwrap();
+        assert_eq!(
+            (row.name.as_deref(), row.record.metadata["project"].as_str()),
+            (Some("golden"), "golden")
+        );
+    }
+
+    #[test]
+    fn a_record_with_fields_of_a_later_version_is_read_without_them() {
+        let mut sandbox = subject("1.1-pause.json")["sandbox"].clone();
+        sandbox["colour"] = "blue".into();
+        sandbox["record"]["colour"] = "blue".into();
+        sandbox["record"]["network"]["egress"]["colour"] = "blue".into();
+        serde_json::from_value::<Owner>(sandbox).unwrap();
+    }
+}

@@ -20,12 +20,12 @@
 //! deleted) goes. What a fork left goes when the last of its children does not stand on it any more.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use torpor_machine::Machine;
 use torpor_types::{SandboxId, SnapshotId};
-use torpor_vault::Snapshot;
+use torpor_vault::{Listing, Snapshot};
 
 use super::Entries;
 use super::actor::{Actor, Carrier, chain};
@@ -63,8 +63,12 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
             None => strays.push(machine),
         }
     }
-    let pauses = newest_pauses(node)?;
+    // Once, and before any actor runs: what they publish from now on is theirs to look after.
+    let vault = node.vault.clone();
+    let listing = tokio::task::spawn_blocking(move || vault.list()).await.map_err(StartError::Listing)??;
+    let pauses = newest_pauses(&listing);
     let mut reconciled = Reconciled::default();
+    let mut last_pauses = HashSet::new();
     let rows = node.registry.sandboxes().await?;
     let known: HashSet<SandboxId> = rows.iter().map(|row| row.id.clone()).collect();
     for row in rows {
@@ -79,7 +83,7 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
             }
             None => None,
         };
-        settle(node, entries, row, machine, &pauses, &mut reconciled).await?;
+        last_pauses.extend(settle(node, entries, row, machine, &pauses, &mut reconciled).await?);
     }
     strays.extend(machines.into_values());
     for machine in strays {
@@ -89,24 +93,27 @@ pub(super) async fn reconcile(node: &Arc<Node>, entries: &Entries) -> Result<Rec
     for (id, pause) in &pauses {
         if !known.contains(id) {
             recover(node, entries, pause, &mut reconciled).await?;
+            last_pauses.insert(pause.id().clone());
         }
     }
-    settle_snapshots(node).await?;
-    remove_replaced(node).await?;
-    node.telemetry.keep_only(node.registry.sandboxes().await?.into_iter().map(|row| row.id).collect()).await;
+    settle_snapshots(node, &listing).await?;
+    remove_replaced(node, &listing, last_pauses).await?;
+    let ids = entries.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+    node.telemetry.keep_only(ids).await;
     Ok(reconciled)
 }
 
-/// Settles one sandbox and starts its actor.
+/// Settles one sandbox and starts its actor. Answers which snapshot is its last pause.
 async fn settle(
     node: &Arc<Node>,
     entries: &Entries,
     mut row: SandboxRow,
     machine: Option<Machine>,
-    pauses: &HashMap<SandboxId, Snapshot>,
+    pauses: &HashMap<SandboxId, &Snapshot>,
     reconciled: &mut Reconciled,
-) -> Result<(), StartError> {
-    let before = row.state;
+) -> Result<Option<SnapshotId>, StartError> {
+    let found = row.clone();
+    let before = found.state;
     if let (Some(machine), false) = (&machine, matches!(before, StoredState::Creating | StoredState::Killing))
     {
         // Its rules are those of the last server. Where they lead to an egress proxy, there has been none since.
@@ -119,7 +126,8 @@ async fn settle(
             if let Some(machine) = machine {
                 machine.destroy().await;
             }
-            return Ok(node.registry.delete_sandbox(&row.id).await?);
+            node.registry.delete_sandbox(&row.id).await?;
+            return Ok(None);
         }
         (StoredState::Paused, Some(machine)) => {
             let saving = Saving::idle();
@@ -154,7 +162,8 @@ async fn settle(
         if row.snapshot_id.is_none() {
             tracing::error!(sandbox = %row.id, "its machine is gone and it was never paused: it is lost");
             reconciled.lost.push(row.id.clone());
-            return Ok(node.registry.delete_sandbox(&row.id).await?);
+            node.registry.delete_sandbox(&row.id).await?;
+            return Ok(None);
         }
         if !matches!(before, StoredState::Paused | StoredState::Resuming) {
             tracing::error!(sandbox = %row.id, "its machine is gone: it is back at its last durable pause");
@@ -170,25 +179,27 @@ async fn settle(
         StoredState::Running => reconciled.running += 1,
         _ => reconciled.paused += 1,
     }
-    node.registry.update_sandbox(&row, before).await?;
+    // Each write is flushed: of a thousand that are paused as they were, none is needed.
+    if row != found {
+        node.registry.update_sandbox(&row, before).await?;
+    }
+    let last_pause = row.snapshot_id.clone();
     let base = match &carrier {
         Carrier::Running { machine, .. } | Carrier::Stopped { machine, .. } => Note::read(machine),
         Carrier::Nothing => None,
     };
     let base = base.map(|note| node.bases.hold(&note.base));
     Actor::spawn(node.clone(), entries.clone(), row, carrier, base);
-    Ok(())
+    Ok(last_pause)
 }
 
 /// The newest pause of every sandbox that the vault holds.
-fn newest_pauses(node: &Node) -> Result<HashMap<SandboxId, Snapshot>, StartError> {
-    let listing = node.vault.list()?;
+fn newest_pauses(listing: &Listing) -> HashMap<SandboxId, &Snapshot> {
     for (id, error) in &listing.unreadable {
         tracing::error!(snapshot = %id, %error, "a snapshot cannot be read; it is left as it is");
     }
     // Oldest first, so that the newest stays.
-    let with_owner = listing.snapshots.into_iter().filter_map(|s| Some((Owner::of(&s)?.id, s)));
-    Ok(with_owner.collect())
+    listing.snapshots.iter().filter_map(|s| Some((Owner::of(s)?.id, s))).collect()
 }
 
 /// Makes a sandbox known again whose row was lost.
@@ -210,8 +221,7 @@ async fn recover(
 
 /// Brings the rows of users' snapshots in line with the vault: rows that were lost are made again, rows whose snapshot
 /// was being deleted go.
-async fn settle_snapshots(node: &Node) -> Result<(), StartError> {
-    let listing = node.vault.list()?;
+async fn settle_snapshots(node: &Node, listing: &Listing) -> Result<(), StartError> {
     let there: HashSet<&SnapshotId> = listing
         .snapshots
         .iter()
@@ -238,11 +248,18 @@ async fn settle_snapshots(node: &Node) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Removes snapshots that nobody names: now, or when no machine stands on them any more.
-async fn remove_replaced(node: &Arc<Node>) -> Result<(), StartError> {
-    let named = node.referenced_snapshots().await?;
+/// Removes snapshots that nobody names: now, or when no machine stands on them any more. `pauses` are named by
+/// sandboxes; one that is replaced meanwhile is its actor's to remove.
+async fn remove_replaced(
+    node: &Arc<Node>,
+    listing: &Listing,
+    pauses: HashSet<SnapshotId>,
+) -> Result<(), StartError> {
+    let mut named = pauses;
     let templates = node.registry.templates().await?;
-    for snapshot in node.vault.list()?.snapshots {
+    named.extend(templates.iter().map(|template| template.snapshot_id.clone()));
+    named.extend(node.registry.snapshots().await?.into_iter().filter_map(|row| row.snapshot_id));
+    for snapshot in &listing.snapshots {
         if named.contains(snapshot.id()) {
             continue;
         }

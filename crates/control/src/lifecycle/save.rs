@@ -243,7 +243,12 @@ impl Copying {
         let staging = node.vault.stage(SnapshotId::random()).map_err(step("staging a snapshot"))?;
         let memory = match keep {
             Keep::Disk => None,
-            Keep::Everything if base.manifest().is_filesystem_only() || !machine.saves_onto_base() => {
+            // One that was booted has nothing of its base's memory, also where its base has some.
+            Keep::Everything
+                if note.booted.is_some()
+                    || base.manifest().is_filesystem_only()
+                    || !machine.saves_onto_base() =>
+            {
                 let bytes = machine.shape().memory_bytes();
                 Some(staging.memory_file(bytes).map_err(step("making the memory file"))?)
             }

@@ -40,7 +40,8 @@ pub enum RegistryError {
     },
     /// A newer Torpor wrote it.
     #[error(
-        "{path} has schema version {found}, this torpor knows up to {known}: use the newer torpor that wrote it"
+        "{path} has schema version {found}, this Torpor knows up to {known}: a newer Torpor wrote it. Nothing was changed. \
+         Use that one, or a copy of the data directory from before it"
     )]
     TooNew {
         /// The database file.
@@ -68,6 +69,14 @@ pub enum RegistryError {
 // === impl Registry ===
 
 impl Registry {
+    /// Fails if the database in `data_dir` is of a newer Torpor, and changes nothing: before anything else is done there.
+    ///
+    /// # Errors
+    /// [`RegistryError::TooNew`], or [`RegistryError::Open`] when it cannot be read.
+    pub async fn check(data_dir: &Path) -> Result<(), RegistryError> {
+        schema::check(&data_dir.join("torpor.db")).await
+    }
+
     /// Opens (creating or upgrading) `torpor.db` in `data_dir`, readable by its owner only.
     ///
     /// # Errors

@@ -75,7 +75,8 @@ enum Line {
 pub(super) struct LogFile {
     path: PathBuf,
     old_path: PathBuf,
-    file: File,
+    /// `None` while nothing is expected to be written.
+    file: Option<File>,
     bytes: u64,
     last_us: i64,
     cursor: Option<Cursor>,
@@ -181,7 +182,7 @@ impl LogFile {
         }
         let file = append_to(&path)?;
         let bytes = file.metadata()?.len();
-        let mut log = LogFile { path, old_path, file, bytes, last_us, cursor, paused };
+        let mut log = LogFile { path, old_path, file: Some(file), bytes, last_us, cursor, paused };
         if log.bytes > 0 {
             // Ends a line that may not have been finished.
             log.write(b"\n")?;
@@ -244,6 +245,11 @@ impl LogFile {
         self.write_pause()
     }
 
+    /// Lets go of the file until something is written again; what is known of its content stays.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
     /// The sandbox is back at its last pause.
     pub(super) fn set_back(&mut self) {
         self.cursor = self.paused.clone();
@@ -258,13 +264,19 @@ impl LogFile {
 
     fn begin_anew(&mut self) -> io::Result<()> {
         fs::rename(&self.path, &self.old_path)?;
-        self.file = append_to(&self.path)?;
+        self.file = Some(append_to(&self.path)?);
         self.bytes = 0;
         self.write_pause()
     }
 
     fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        self.file.write_all(text)?;
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => append_to(&self.path)?,
+        };
+        let written = file.write_all(text);
+        self.file = Some(file);
+        written?;
         self.bytes += text.len() as u64;
         Ok(())
     }

@@ -32,6 +32,8 @@ struct Log {
     /// Whether the file has to be set back when it is opened.
     set_back: bool,
     newest_run: u64,
+    /// No run is under way: the file is closed after each write, for there may be thousands of such sandboxes.
+    at_rest: bool,
     /// What was known when the newest run began.
     known_then: Option<Cursor>,
     removed: bool,
@@ -53,11 +55,28 @@ pub(super) enum RecordError {
     Io(#[from] io::Error),
 }
 
+// === impl Log ===
+
+impl Log {
+    fn close_at_rest(&mut self) {
+        if let Some(file) = self.file.as_mut().filter(|_| self.at_rest) {
+            file.close();
+        }
+    }
+}
+
 // === impl Recorder ===
 
 impl Recorder {
     pub(super) fn new(directory: PathBuf, id: SandboxId) -> Recorder {
-        let log = Log { file: None, set_back: false, newest_run: 0, known_then: None, removed: false };
+        let log = Log {
+            file: None,
+            set_back: false,
+            newest_run: 0,
+            at_rest: true,
+            known_then: None,
+            removed: false,
+        };
         Recorder { directory, id, series: Mutex::default(), log: Mutex::new(log) }
     }
 
@@ -96,6 +115,7 @@ impl Recorder {
         if let Err(error) = written {
             tracing::warn!(sandbox = %self.id, %error, "the log could not be written");
         }
+        log.close_at_rest();
     }
 
     pub(super) fn remove(&self) {
@@ -139,6 +159,7 @@ impl Recording {
         let run = {
             let mut log = recorder.lock();
             log.newest_run += 1;
+            log.at_rest = false;
             log.known_then = log.file.as_ref().and_then(LogFile::cursor);
             log.newest_run
         };
@@ -183,7 +204,9 @@ impl Recording {
             });
             if !overtaken {
                 log.newest_run += 1;
+                log.at_rest = true;
             }
+            log.close_at_rest();
             if let Err(error) = result {
                 tracing::warn!(sandbox = %self.recorder.id, %error, "a pause could not be noted in the log");
             }

@@ -39,6 +39,8 @@ pub(crate) struct Timed {
     pub(crate) waited: Duration,
     /// The server's `Server-Timing`: milliseconds by step.
     pub(crate) steps: BTreeMap<String, f64>,
+    /// Names the next page of a listing.
+    pub(crate) next_token: Option<String>,
 }
 
 /// One server, one key.
@@ -66,7 +68,7 @@ impl Api {
 
     /// How much memory it has.
     pub(crate) async fn memory_mib(&self, sandbox: &Handle) -> Result<u32, ApiError> {
-        let detail = self.call(Method::GET, &format!("/sandboxes/{}", sandbox.id), None).await?;
+        let detail = self.get(sandbox).await?;
         Ok(detail.body["memoryMB"].as_u64().and_then(|mib| u32::try_from(mib).ok()).unwrap_or_default())
     }
 
@@ -75,10 +77,14 @@ impl Api {
         self.call(Method::POST, &format!("/sandboxes/{}/pause", sandbox.id), None).await
     }
 
+    /// Pauses it, and waits until that would survive a power cut.
+    pub(crate) async fn pause_durably(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        self.call(Method::POST, &format!("/sandboxes/{}/pause?waitDurable=true", sandbox.id), None).await
+    }
+
     /// Waits until its last pause is on disk.
     pub(crate) async fn wait_until_durable(&self, sandbox: &Handle) -> Result<(), ApiError> {
-        let path = format!("/sandboxes/{}", sandbox.id);
-        while self.call(Method::GET, &path, None).await?.body["durable"] != json!(true) {
+        while self.get(sandbox).await?.body["durable"] != json!(true) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
@@ -92,11 +98,32 @@ impl Api {
 
     /// Takes a snapshot of it, and deletes that.
     pub(crate) async fn snapshot(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        let (id, answer) = self.take_snapshot(sandbox).await?;
+        self.delete_snapshot(&id).await?;
+        Ok(answer)
+    }
+
+    /// Takes a snapshot of it, and says by which id sandboxes are created from that.
+    pub(crate) async fn take_snapshot(&self, sandbox: &Handle) -> Result<(String, Timed), ApiError> {
         let path = format!("/sandboxes/{}/snapshots", sandbox.id);
         let answer = self.call(Method::POST, &path, Some(json!({}))).await?;
-        let id = answer.body["snapshotID"].as_str().unwrap_or_default();
-        self.call(Method::DELETE, &format!("/templates/{id}"), None).await?;
-        Ok(answer)
+        Ok((answer.body["snapshotID"].as_str().unwrap_or_default().to_owned(), answer))
+    }
+
+    /// Deletes a snapshot that was taken.
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), ApiError> {
+        self.call(Method::DELETE, &format!("/templates/{id}"), None).await.map(|_| ())
+    }
+
+    /// Describes it.
+    pub(crate) async fn get(&self, sandbox: &Handle) -> Result<Timed, ApiError> {
+        self.call(Method::GET, &format!("/sandboxes/{}", sandbox.id), None).await
+    }
+
+    /// One page of the list of sandboxes, running and paused: the first, or the one that the page before named.
+    pub(crate) async fn list(&self, page: Option<&str>) -> Result<Timed, ApiError> {
+        let query = page.map(|token| format!("?nextToken={token}")).unwrap_or_default();
+        self.call(Method::GET, &format!("/v2/sandboxes{query}"), None).await
     }
 
     /// Destroys it.
@@ -158,9 +185,10 @@ async fn timed(what: &str, asked: impl Future<Output = Result<Answer, NoAnswer>>
         let body = String::from_utf8_lossy(&answer.bytes).into_owned();
         return Err(ApiError::Refused { what: what.to_owned(), status: answer.status, body });
     }
-    let header = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
-    let steps = header.map(parse_steps).unwrap_or_default();
-    Ok(Timed { body: answer.body, waited, steps })
+    let header = |name| answer.headers.get(name).and_then(|value| value.to_str().ok());
+    let steps = header("server-timing").map(parse_steps).unwrap_or_default();
+    let next_token = header("x-next-token").map(str::to_owned);
+    Ok(Timed { body: answer.body, waited, steps, next_token })
 }
 
 /// The steps of a `Server-Timing` header, in milliseconds; a step that occurs twice is added up.

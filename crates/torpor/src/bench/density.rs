@@ -1,11 +1,14 @@
-//! `torpor bench density`: what many idle sandboxes cost in memory.
+//! `torpor bench density`: what many sandboxes cost in memory, idle or reading the same data.
 //!
 //! Memory of a machine is the *proportional set size* of its process (`Pss` in `/proc/PID/smaps_rollup`, proc(5)): its own
-//! pages, and its share of pages that several machines map, such as the clean pages of one template.
+//! pages, and its share of pages that several machines map, such as the clean pages of one snapshot. So the sum over all
+//! machines counts every page once.
 
 use std::path::{Path, PathBuf};
 
 use super::api::{Api, ApiError, Handle};
+use super::host::{self, HostError};
+use super::live_data;
 use super::stats::Summary;
 
 /// What to measure.
@@ -17,6 +20,9 @@ pub(crate) struct DensityOptions {
     /// Template to create from
     #[arg(long, default_value = "base")]
     pub(crate) template: String,
+    /// Random data, in MB, that a process holds in the snapshot of which all are made, and which each of them reads
+    #[arg(long, value_name = "MB", default_value_t = 0)]
+    pub(crate) shared_mb: u32,
 }
 
 /// What was measured, in MiB.
@@ -24,8 +30,12 @@ pub(crate) struct DensityOptions {
 pub(crate) struct Density {
     /// Sandboxes that ran and answered a command.
     pub(crate) sandboxes: u32,
+    /// MB of one snapshot that each of them read.
+    pub(crate) shared_mb: u32,
     /// Proportional set size of each machine's process.
     pub(crate) machine_pss_mib: Summary,
+    /// That of all of them together.
+    pub(crate) total_pss_mib: f64,
     /// How much less memory the host had available, by sandbox.
     pub(crate) host_mib_per_sandbox: f64,
     /// What the host still has available.
@@ -39,13 +49,20 @@ pub(crate) enum DensityError {
     #[error(transparent)]
     Api(#[from] ApiError),
     /// Figures of the kernel.
-    #[error("cannot read {path}: {why}")]
-    Proc { path: PathBuf, why: String },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// No machines.
     #[error(
         "no machine's process is found below {0}: run the bench on the server's host, with its --data-dir"
     )]
     NoMachines(PathBuf),
+}
+
+/// What was made for a measurement, and goes after it.
+#[derive(Default)]
+struct Made {
+    sandboxes: Vec<Handle>,
+    snapshot: Option<String>,
 }
 
 /// Measures against a running server on this host, whose machines keep their records below `run_dir`.
@@ -55,11 +72,13 @@ pub(crate) async fn measure(
     run_dir: &Path,
     mut progress: impl FnMut(&str, u32),
 ) -> Result<Density, DensityError> {
-    let before = available_mib()?;
-    let mut sandboxes = Vec::new();
-    let measured = fill_and_measure(api, options, run_dir, before, &mut sandboxes, &mut progress).await;
-    for sandbox in &sandboxes {
+    let mut made = Made::default();
+    let measured = fill_and_measure(api, options, run_dir, &mut made, &mut progress).await;
+    for sandbox in &made.sandboxes {
         api.kill(sandbox).await?;
+    }
+    if let Some(snapshot) = &made.snapshot {
+        api.delete_snapshot(snapshot).await?;
     }
     measured
 }
@@ -68,16 +87,23 @@ async fn fill_and_measure(
     api: &Api,
     options: &DensityOptions,
     run_dir: &Path,
-    before: f64,
-    sandboxes: &mut Vec<Handle>,
+    made: &mut Made,
     progress: &mut impl FnMut(&str, u32),
 ) -> Result<Density, DensityError> {
+    let (origin, checksum) = match options.shared_mb {
+        0 => (options.template.clone(), None),
+        mb => snapshot_with_data(api, &options.template, mb, made).await?,
+    };
+    let before = host::available_mib()?;
     for round in 0..options.count {
-        let (sandbox, _) = api.create(&options.template).await?;
-        sandboxes.push(sandbox);
+        let (sandbox, _) = api.create(&origin).await?;
+        made.sandboxes.push(sandbox);
         progress("create", round + 1);
     }
-    for (round, sandbox) in sandboxes.iter().enumerate() {
+    for (round, sandbox) in made.sandboxes.iter().enumerate() {
+        if let Some(checksum) = &checksum {
+            live_data::check(api, sandbox, checksum).await?;
+        }
         let said = api.run(sandbox, "echo $E2B_SANDBOX_ID").await?;
         if said.trim() != sandbox.id {
             let why = format!("it said '{}'", said.trim());
@@ -85,49 +111,34 @@ async fn fill_and_measure(
         }
         progress("run a command in each", round as u32 + 1);
     }
-    let after = available_mib()?;
-    let sizes =
-        machine_pids(run_dir, sandboxes)?.iter().map(|pid| pss_mib(*pid)).collect::<Result<Vec<_>, _>>()?;
+    let after = host::available_mib()?;
+    let is_made = |id: &str| made.sandboxes.iter().any(|sandbox| sandbox.id == id);
+    let carrying = host::machines(run_dir)?.into_iter().filter(|m| m.sandbox.as_deref().is_some_and(is_made));
+    let sizes = carrying.map(|machine| host::pss_mib(machine.pid)).collect::<Result<Vec<_>, _>>()?;
     let machine_pss_mib = Summary::of(&sizes).ok_or_else(|| DensityError::NoMachines(run_dir.to_owned()))?;
     Ok(Density {
         sandboxes: options.count,
+        shared_mb: options.shared_mb,
         machine_pss_mib,
+        total_pss_mib: sizes.iter().sum(),
         host_mib_per_sandbox: (before - after) / f64::from(options.count),
         host_available_mib: after,
     })
 }
 
-/// Processes of the machines that carry `sandboxes`.
-fn machine_pids(run_dir: &Path, sandboxes: &[Handle]) -> Result<Vec<u32>, DensityError> {
-    let machines = run_dir.join("machines");
-    let unreadable =
-        |error: std::io::Error| DensityError::Proc { path: machines.clone(), why: error.to_string() };
-    let mut pids = Vec::new();
-    for entry in std::fs::read_dir(&machines).map_err(unreadable)? {
-        let record = entry.map_err(unreadable)?.path().join("record.json");
-        let Ok(text) = std::fs::read_to_string(&record) else { continue };
-        let Ok(record) = serde_json::from_str::<serde_json::Value>(&text) else { continue };
-        let carries = record["note"]["sandbox"].as_str();
-        if sandboxes.iter().any(|sandbox| Some(sandbox.id.as_str()) == carries) {
-            pids.extend(record["pid"].as_u64().map(|pid| pid as u32));
-        }
-    }
-    Ok(pids)
-}
-
-fn pss_mib(pid: u32) -> Result<f64, DensityError> {
-    kib_line(Path::new(&format!("/proc/{pid}/smaps_rollup")), "Pss:")
-}
-
-fn available_mib() -> Result<f64, DensityError> {
-    kib_line(Path::new("/proc/meminfo"), "MemAvailable:")
-}
-
-/// The figure, given in KiB, behind `label` in a file of /proc; in MiB.
-fn kib_line(path: &Path, label: &str) -> Result<f64, DensityError> {
-    let failed = |why: String| DensityError::Proc { path: path.to_owned(), why };
-    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(label));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse::<f64>().ok());
-    kib.map(|kib| kib / 1024.0).ok_or_else(|| failed(format!("it has no line '{label}'")))
+/// A snapshot with a process that holds `mb` MB: the id to create from, and the data's checksum.
+async fn snapshot_with_data(
+    api: &Api,
+    template: &str,
+    mb: u32,
+    made: &mut Made,
+) -> Result<(String, Option<String>), DensityError> {
+    let (sandbox, _) = api.create(template).await?;
+    made.sandboxes.push(sandbox.clone());
+    let checksum = live_data::put(api, &sandbox, mb).await?;
+    let (snapshot, _) = api.take_snapshot(&sandbox).await?;
+    made.snapshot = Some(snapshot.clone());
+    api.kill(&sandbox).await?;
+    made.sandboxes.clear();
+    Ok((snapshot, Some(checksum)))
 }

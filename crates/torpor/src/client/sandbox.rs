@@ -79,6 +79,10 @@ enum Action {
         /// Seconds to live from now on
         #[arg(long, short, default_value_t = 300)]
         timeout: u32,
+        /// Boot from the disk as it was when it was paused: what ran is lost, and what it had not written to the disk. For
+        /// a sandbox whose memory does not fit this host
+        #[arg(long)]
+        boot: bool,
     },
     /// Kill: the sandbox and everything in it is gone
     Kill {
@@ -194,8 +198,8 @@ impl SandboxCommand {
                 })
                 .await
             }
-            Action::Resume { ids, timeout } => {
-                let body = json!({ "timeout": timeout });
+            Action::Resume { ids, timeout, boot } => {
+                let body = json!({ "timeout": timeout, "memory": !boot });
                 each(ids, async |id: &str| {
                     api.post(&format!("/v2{}", sandbox_path(id, "/connect")), body.clone()).await.map(drop)
                 })

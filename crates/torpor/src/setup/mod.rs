@@ -95,6 +95,9 @@ pub(crate) enum SetupError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The database is of a newer version, or cannot be read.
+    #[error(transparent)]
+    Registry(#[from] torpor_control::registry::RegistryError),
     /// No place for the vault.
     #[error(transparent)]
     Place(#[from] place::PlaceError),
@@ -136,6 +139,8 @@ pub(crate) async fn run(
     let step = console.step("data directory");
     let unusable = |source| SetupError::DataDir { path: data_dir.to_owned(), source };
     let data_dir = ending(DataDir::create(data_dir).map_err(unusable), &step)?;
+    // Before anything in it is brought to what this version expects.
+    ending(torpor_control::registry::Registry::check(data_dir.root()).await, &step)?;
     step.ok(&data_dir.root().display().to_string());
     let settings = settings.clone().with_file(&data_dir)?;
 

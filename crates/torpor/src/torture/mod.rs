@@ -27,7 +27,7 @@ mod model;
 mod power_cut;
 mod report;
 mod run;
-mod server;
+pub(crate) mod server;
 mod terminal;
 mod world;
 

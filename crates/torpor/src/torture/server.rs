@@ -1,4 +1,4 @@
-//! The server under torture: a process of its own, so that it can be killed.
+//! The server under torture, or in a bench: a process of its own, so that it can be killed.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -31,8 +31,9 @@ pub(crate) enum ServerError {
 }
 
 /// A server on one data directory. Killed when dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     data_dir: PathBuf,
+    log: PathBuf,
     port: u16,
     child: Option<Child>,
 }
@@ -42,24 +43,30 @@ pub(super) struct Server {
 impl Server {
     /// A server that is not started yet, on a port that is free now and stays its own.
     pub(super) fn new(data_dir: &DataDir) -> Result<Server, ServerError> {
+        Self::logging_to(data_dir, "torture.log")
+    }
+
+    /// As [`Server::new`], with its log in that file of the data directory.
+    pub(crate) fn logging_to(data_dir: &DataDir, log: &str) -> Result<Server, ServerError> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        Ok(Server { data_dir: data_dir.root().to_owned(), port, child: None })
+        let data_dir = data_dir.root().to_owned();
+        Ok(Server { log: data_dir.join(log), data_dir, port, child: None })
     }
 
     /// Where its log goes.
-    pub(super) fn log(&self) -> PathBuf {
-        self.data_dir.join("torture.log")
+    pub(super) fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Starts it, and waits until it answers. Says how long that took.
-    pub(super) async fn start(&mut self) -> Result<Duration, ServerError> {
+    pub(crate) async fn start(&mut self) -> Result<Duration, ServerError> {
         self.start_with(None).await
     }
 
     /// As [`Server::start`], to abort at a step if one is named.
     pub(super) async fn start_with(&mut self, step: Option<&str>) -> Result<Duration, ServerError> {
         let begun = Instant::now();
-        let log = std::fs::File::options().create(true).append(true).open(self.log())?;
+        let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(std::env::current_exe()?)
             .args(["serve", "--warm-machines", "1", "--listen", &format!("127.0.0.1:{}", self.port)])
             .arg("--data-dir")
@@ -74,24 +81,35 @@ impl Server {
         let probe = Link::new(format!("http://127.0.0.1:{}", self.port), String::new());
         while begun.elapsed() < START_LIMIT {
             if let Some(status) = child.try_wait()? {
-                return Err(ServerError::Ended { status, log: self.log() });
+                return Err(ServerError::Ended { status, log: self.log.clone() });
             }
             if probe.call(Method::GET, "/health", None).await.is_ok_and(|answer| answer.is_success()) {
                 return Ok(begun.elapsed());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Err(ServerError::Silent { log: self.log() })
+        Err(ServerError::Silent { log: self.log.clone() })
     }
 
     /// The way to it, by the key in its data directory.
     pub(super) fn api(&self) -> Result<Link, ServerError> {
+        let (url, key) = self.endpoint()?;
+        Ok(Link::new(url, key))
+    }
+
+    /// Its URL, and the key in its data directory.
+    pub(crate) fn endpoint(&self) -> Result<(String, String), ServerError> {
         let key = keys::read_cli_key(Path::new(&self.data_dir))?;
-        Ok(Link::new(format!("http://127.0.0.1:{}", self.port), key.reveal().to_owned()))
+        Ok((format!("http://127.0.0.1:{}", self.port), key.reveal().to_owned()))
+    }
+
+    /// Its process; `None` while it does not run.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
     }
 
     /// `kill -9`: nothing of its own gets to run.
-    pub(super) async fn kill(&mut self) -> Result<(), ServerError> {
+    pub(crate) async fn kill(&mut self) -> Result<(), ServerError> {
         if let Some(mut child) = self.child.take() {
             child.kill().await?;
         }
@@ -109,7 +127,7 @@ impl Server {
     }
 
     /// As a service manager would: told to end, and killed if it does not.
-    pub(super) async fn stop(&mut self) -> Result<(), ServerError> {
+    pub(crate) async fn stop(&mut self) -> Result<(), ServerError> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)

@@ -1,6 +1,7 @@
 //! Sandboxes without machines, so that the wire protocol is proven without waiting for any.
 
 use super::*;
+use crate::http::list::{ListQuery, Page};
 
 /// Sandboxes without machines: the states and errors the lifecycle promises, and nothing behind them.
 #[derive(Default)]
@@ -70,9 +71,9 @@ impl Lifecycle for Pretended {
         Ok(view)
     }
 
-    async fn list(&self, team: &TeamId) -> Vec<SandboxView> {
+    async fn list(&self, team: &TeamId, query: &ListQuery) -> Page<SandboxView> {
         let views = self.views.lock().unwrap();
-        views.values().filter(|(owner, _)| owner == team).map(|(_, view)| view.clone()).collect()
+        query.page(views.values().filter(|(owner, _)| owner == team).map(|(_, view)| view.clone()).collect())
     }
 
     async fn get(&self, team: &TeamId, id: &SandboxId) -> Result<SandboxView, LifecycleError> {
@@ -103,6 +104,7 @@ impl Lifecycle for Pretended {
         id: &SandboxId,
         timeout_s: i64,
         on_timeout: Option<OnTimeout>,
+        _: bool,
     ) -> Result<SandboxView, LifecycleError> {
         self.with(team, id, |view| match view.state {
             VisibleState::Running => Err(LifecycleError::AlreadyRunning(id.clone())),
@@ -119,6 +121,7 @@ impl Lifecycle for Pretended {
         team: &TeamId,
         id: &SandboxId,
         timeout_s: i64,
+        _: bool,
     ) -> Result<(SandboxView, Connected), LifecycleError> {
         self.with(team, id, |view| match view.state {
             VisibleState::Running => Ok((view.clone(), Connected::AlreadyRunning)),

@@ -8,7 +8,7 @@ use torpor_vault::interruption;
 
 use super::{Actor, Carrier};
 use crate::lifecycle::api::{CreateSandbox, LifecycleError, OnTimeout};
-use crate::lifecycle::launch::{self, Launched};
+use crate::lifecycle::launch::{self, Launched, Start};
 use crate::lifecycle::node::Node;
 use crate::lifecycle::origin::Origin;
 use crate::lifecycle::{Entries, Status, deadline};
@@ -75,8 +75,10 @@ pub(in crate::lifecycle) async fn start(
         record: SandboxRecord { initial_timeout_s: timeout_s, ..record },
     };
     // The intent is recorded while the machine is being made: one without the other is cleared away by reconciliation.
-    let (recorded, launched) =
-        tokio::join!(node.registry.insert_sandbox(&row), launch::launch(node, &row, snapshot));
+    let (recorded, launched) = tokio::join!(
+        node.registry.insert_sandbox(&row),
+        launch::launch(node, &row, snapshot, Start::AsSaved)
+    );
     let Launched { machine, base } = match (recorded, launched) {
         (Ok(()), Ok(launched)) => launched,
         (recorded, launched) => {

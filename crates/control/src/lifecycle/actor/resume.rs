@@ -8,11 +8,11 @@ use torpor_types::SnapshotId;
 use torpor_vault::interruption;
 use tracing::Instrument;
 
-use super::{Actor, Carrier, Event, Next, Window, answer, chain};
+use super::{Actor, Carrier, Event, Next, Resume, Window, answer, chain};
 use crate::lifecycle::api::{Connected, LifecycleError, OnTimeout};
 use crate::lifecycle::deadline;
 use crate::lifecycle::guest::{self, InitError};
-use crate::lifecycle::launch::{self, Launched};
+use crate::lifecycle::launch::{self, Launched, Start};
 use crate::registry::{SandboxRow, StoredState};
 
 // === impl Actor ===
@@ -22,15 +22,18 @@ impl Actor {
     /// The answer to create and resume does not: an agent that just woke up under emulation takes its time.
     pub(super) fn start_waking(&mut self) {
         self.epoch += 1;
-        let Carrier::Running { machine, .. } = &self.carrier else { return };
+        let Carrier::Running { machine, closed, .. } = &self.carrier else { return };
         let (epoch, events, connector) = (self.epoch, self.events.clone(), machine.connector());
+        let closed = closed.clone();
         let (row, token) = (self.row.clone(), self.node.access_token(&self.row));
         self.lifecycle_id = guest::new_lifecycle_id();
         self.begin_idle_timer();
         let lifecycle_id = self.lifecycle_id.clone();
         let ca_bundle = self.node.outbound.ca_bundle(&row.record.egress()).map(str::to_owned);
         let waking = async move {
-            let result = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, ca_bundle).await;
+            let init = guest::init(&connector, &row.id, &row.record, token, lifecycle_id, ca_bundle);
+            // One that is paused before it answers is not waited for: that would keep its network open for minutes.
+            let Some(result) = closed.run_until_cancelled(init).await else { return };
             // An actor that ended wants no result.
             let _ = events.send(Event::Awake { epoch, result });
         };
@@ -67,22 +70,20 @@ impl Actor {
     pub(super) async fn resume_or_join(
         &mut self,
         arrived: Instant,
-        timeout_s: i64,
-        on_timeout: Option<OnTimeout>,
-        must_be_paused: bool,
+        how: Resume,
     ) -> Result<Connected, LifecycleError> {
         if self.row.state == StoredState::Running {
             let joined = Window::contains(&self.last_resume, arrived);
-            if must_be_paused && !joined {
+            if how.must_be_paused && !joined {
                 return Err(LifecycleError::AlreadyRunning(self.row.id.clone()));
             }
             let max_s = self.max_timeout_s().await?;
-            let end_at = deadline::extend(&self.row.record, Timestamp::now(), timeout_s, max_s);
+            let end_at = deadline::extend(&self.row.record, Timestamp::now(), how.timeout_s, max_s);
             self.move_deadline(end_at).await?;
             return Ok(if joined { Connected::Resumed } else { Connected::AlreadyRunning });
         }
         let started = Instant::now();
-        self.resume(timeout_s, on_timeout).await?;
+        self.resume(how).await?;
         self.last_resume = Some(Window::since(started));
         Ok(Connected::Resumed)
     }
@@ -93,26 +94,23 @@ impl Actor {
             return Ok(());
         }
         let timeout_s = deadline::resumed_by_traffic_s(&self.row.record, self.max_timeout_s().await?);
-        self.resume_or_join(arrived, timeout_s, None, false).await.map(|_| ())
+        let how = Resume { timeout_s, on_timeout: None, must_be_paused: false, keep_memory: true };
+        self.resume_or_join(arrived, how).await.map(|_| ())
     }
 
     /// Makes the paused sandbox run: in its stopped machine while that is kept, else in a new one from its snapshot.
     #[tracing::instrument(name = "sandbox.resume", skip_all)]
-    pub(super) async fn resume(
-        &mut self,
-        timeout_s: i64,
-        on_timeout: Option<OnTimeout>,
-    ) -> Result<(), LifecycleError> {
+    pub(super) async fn resume(&mut self, how: Resume) -> Result<(), LifecycleError> {
         let max_running = self.node.limits(&self.row.team_id).await?.max_running;
         let _place =
             self.node.starts.take_place(&self.entries, &self.row.team_id, &self.row.id, max_running)?;
-        if self.row.record.filesystem_only {
+        if self.row.record.filesystem_only || !how.keep_memory {
             self.finish_saving().await?;
         }
         let mut running = self.row.clone();
         running.state = StoredState::Running;
         running.record.filesystem_only = false;
-        if let Some(on_timeout) = on_timeout {
+        if let Some(on_timeout) = how.on_timeout {
             running.record.pause_on_timeout = on_timeout == OnTimeout::Pause;
         }
         match std::mem::replace(&mut self.carrier, Carrier::Nothing) {
@@ -122,7 +120,7 @@ impl Actor {
                 for waiter in waiters {
                     answer(waiter, Err(LifecycleError::InTransition(self.row.id.clone())));
                 }
-                self.go_on(machine, running, timeout_s).await?;
+                self.go_on(machine, running, how.timeout_s).await?;
             }
             Carrier::Nothing => {
                 let Some(snapshot) = self.row.snapshot_id.clone() else {
@@ -131,10 +129,10 @@ impl Actor {
                         why: "it has no snapshot".to_owned(),
                     });
                 };
-                let machine = self.resume_from(&snapshot).await?;
+                let machine = self.resume_from(&snapshot, how.keep_memory).await?;
                 interruption::step("resume.1");
                 let before = self.row.state;
-                self.row = started(running, &machine, timeout_s);
+                self.row = started(running, &machine, how.timeout_s);
                 self.carrier = Carrier::running(machine);
                 self.start_waking();
                 // It runs: a database that cannot say so now is brought in line by reconciliation.
@@ -181,12 +179,17 @@ impl Actor {
         Ok(())
     }
 
-    pub(super) async fn resume_from(&mut self, snapshot: &SnapshotId) -> Result<Machine, LifecycleError> {
+    async fn resume_from(
+        &mut self,
+        snapshot: &SnapshotId,
+        keep_memory: bool,
+    ) -> Result<Machine, LifecycleError> {
+        let start = if keep_memory { Start::AsSaved } else { Start::Boot };
         self.row.state = StoredState::Resuming;
         self.publish();
         let (recorded, launched) = tokio::join!(
             self.node.registry.update_sandbox(&self.row, StoredState::Paused),
-            launch::launch(&self.node, &self.row, snapshot),
+            launch::launch(&self.node, &self.row, snapshot, start),
         );
         match (recorded, launched) {
             (Ok(_), Ok(Launched { machine, base })) => {
