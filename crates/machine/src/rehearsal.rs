@@ -42,7 +42,7 @@ pub(crate) struct Rehearsed {
     pub(crate) name: String,
     /// Of the memory file.
     extents: Vec<Extent>,
-    /// Pages of it that the guest wrote to.
+    /// Pages of it that the guest wrote to, or gave back. Some may be told twice.
     written: Vec<PageRun>,
 }
 
@@ -77,12 +77,17 @@ pub(crate) async fn rehearse(
     rehearsal.play(&machine.connector()).await.map_err(RehearsalError::Play)?;
     machine.vm().stop().await?;
     machine.vm().reset().await?;
+    // Where that cannot be (QEMU's program may not be writable), it is known before a sandbox waits for this machine.
+    machine.vm().prepare_load_again().await?;
     // Those whose memory is shared do not rehearse.
     let unknown = || io::Error::other("it is not known where guest RAM lies in the process");
     let (pid, ram) = (machine.pid(), machine.vm().guest_ram().ok_or_else(unknown)?);
     let opened = memory.try_clone()?;
     let looking = move || -> io::Result<(Vec<PageRun>, Vec<Extent>)> {
-        Ok((torpor_sys::anonymous_pages(pid, ram.address, ram.len)?, extents(&opened)?))
+        let mut written = torpor_sys::anonymous_pages(pid, ram.address, ram.len)?;
+        // What the guest gave back has no pages any more, and may have had code before.
+        written.extend(torpor_sys::anonymous_mappings(pid, ram.address, ram.len)?);
+        Ok((written, extents(&opened)?))
     };
     let (written, extents) = tokio::task::spawn_blocking(looking).await.map_err(io::Error::other)??;
     // Drops what it wrote.

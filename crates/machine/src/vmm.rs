@@ -160,6 +160,9 @@ pub trait Vm: std::fmt::Debug + Send + Sync {
     /// [`Vm::load_state_again`] is to be used.
     async fn reset(&self) -> Result<(), VmmError>;
 
+    /// Finds out whether [`Vm::load_state_again`] can keep translations here, and gets ready for it. The machine was reset.
+    async fn prepare_load_again(&self) -> Result<(), VmmError>;
+
     /// As [`Vm::load_state`], of a machine that was [reset](Vm::reset). What was translated from guest RAM is kept, but for
     /// that of `stale` pages: all that are other ones than when they were translated have to be among these.
     async fn load_state_again(&self, state: &[u8], stale: &[PageRun]) -> Result<(), VmmError>;

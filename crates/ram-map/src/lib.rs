@@ -150,12 +150,13 @@ pub unsafe extern "C" fn madvise(address: *mut c_void, length: usize, advice: c_
         let tracked = tracked();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the range lies in guest RAM, whose content the caller gives up; it stays mapped throughout.
-        let map = || unsafe { libc::syscall(libc::SYS_mmap, address, length, protection, flags, -1, 0_i64) };
-        if !*tracked && map() != -1 {
-            return 0;
+        if !*tracked {
+            // SAFETY: the range lies in guest RAM, whose content the caller gives up; it stays mapped throughout.
+            unsafe { libc::syscall(libc::SYS_mmap, address, length, protection, flags, -1, 0_i64) };
         }
-        // Tracked, or in too many pieces: what the file holds is as good, for the guest expects nothing of it.
+        // If it is tracked, or in too many pieces already, it stays as it is: the guest expects nothing of it. To drop it alone
+        // would bring back what the file holds, and nobody would know that these pages had been written to.
+        return 0;
     }
     // SAFETY: the caller keeps the contract of madvise(2). The raw call, for this function has taken the library's name.
     let advised = unsafe { libc::syscall(libc::SYS_madvise, address, length, advice) };

@@ -227,6 +227,10 @@ impl Vm for QemuVm {
         self.qmp.execute(doing, "set-action", json!({ "reboot": "shutdown" })).await.map(drop)
     }
 
+    async fn prepare_load_again(&self) -> Result<(), VmmError> {
+        self.ram("keeping what was translated")?.keep_translations(&[]).await.map(drop)
+    }
+
     #[tracing::instrument(name = "machine.load_state_again", skip_all)]
     async fn load_state_again(&self, state: &[u8], stale: &[PageRun]) -> Result<(), VmmError> {
         let doing = "loading the device state";
