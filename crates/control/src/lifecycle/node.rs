@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use torpor_egress::{Authority, Outbound, OutboundOptions};
 use torpor_machine::{HostFacts, Machines};
@@ -17,6 +18,11 @@ use super::rehearsal::TemplateRehearsal;
 use crate::registry::{Registry, RegistryError, SandboxRow, TemplateRow};
 use crate::retention::Retention;
 use crate::telemetry::Telemetry;
+
+/// How much later a file system may say that room is free again, after a file was removed (XFS does it in the background),
+/// and how often it is asked meanwhile.
+const FREED_LATE: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Name of the node's secret from which access tokens are derived.
 const TOKEN_SECRET: &str = "access-token-key";
@@ -160,9 +166,15 @@ impl Node {
         })
     }
 
-    /// Claims `bytes` of the vault; refuses when they are not there.
-    pub(super) fn claim_room(&self, bytes: u64) -> Result<Claim, LifecycleError> {
-        Ok(self.vault.claim_room(bytes)?)
+    /// Claims `bytes` of the vault; refuses when they are not there, and are not there a moment later.
+    pub(super) async fn claim_room(&self, bytes: u64) -> Result<Claim, LifecycleError> {
+        let begun = Instant::now();
+        loop {
+            match self.vault.claim_room(bytes) {
+                Err(_) if begun.elapsed() < FREED_LATE => tokio::time::sleep(LOOK_AGAIN).await,
+                claimed => return Ok(claimed?),
+            }
+        }
     }
 
     /// Has machines prepared for every template there is.

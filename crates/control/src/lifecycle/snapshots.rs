@@ -168,7 +168,7 @@ impl Sandboxes {
         self.require_at_rest(team, id)?;
         let record = self.row(team, id)?.record.clone();
         // Asked before the sandbox is stopped for it; each child claims its own when it is started.
-        drop(node.claim_room(actor::ROOM_BYTES.saturating_mul(count as u64))?);
+        drop(node.claim_room(actor::ROOM_BYTES.saturating_mul(count as u64)).await?);
         let (keep, subject) = (Keep::Everything, json!({ "fork": { "of": id } }));
         let copied = self.ask(team, id, |reply| Operation::Snapshot { keep, subject, reply }).await;
         let base = copied.map_err(|error| match error {

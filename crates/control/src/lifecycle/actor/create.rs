@@ -64,7 +64,7 @@ pub(in crate::lifecycle) async fn start(
 ) -> Result<Status, LifecycleError> {
     let limits = node.limits(&team).await?;
     deadline::check_timeout(timeout_s, limits.max_timeout_s)?;
-    let _room = node.claim_room(ROOM_BYTES)?;
+    let _room = node.claim_room(ROOM_BYTES).await?;
     let _place = node.starts.take_place(entries, &team, &id, limits.max_running)?;
     let row = SandboxRow {
         id,

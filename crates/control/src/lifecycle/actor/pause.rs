@@ -42,7 +42,7 @@ impl Actor {
                 return Err(LifecycleError::AlreadyPaused(self.row.id.clone()));
             }
         };
-        let room = self.node.claim_room(machine.room_to_save())?;
+        let room = self.node.claim_room(machine.room_to_save()).await?;
         let before = self.row.clone();
         if !keep_memory {
             self.freeze(&machine).await?;

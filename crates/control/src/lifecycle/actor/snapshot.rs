@@ -63,7 +63,7 @@ impl Actor {
     /// Copies what it can of the running machine, then stops it, copies the rest, and lets it go on, whatever came of the
     /// copy.
     async fn copy(&mut self, machine: &Machine, keep: Keep) -> Result<Copied, LifecycleError> {
-        let room = self.node.claim_room(machine.room_to_save())?;
+        let room = self.node.claim_room(machine.room_to_save()).await?;
         if keep == Keep::Disk {
             self.freeze(machine).await?;
         }
