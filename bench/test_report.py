@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import xml.dom.minidom
 from pathlib import Path
 
@@ -46,8 +47,15 @@ def test_labels_never_cover_each_other(wanted):
     assert places[-1] <= 344
 
 
-def test_a_report_says_which_peer_failed_and_why_and_its_chart_is_well_formed(tmp_path):
-    parts, results = tmp_path / "parts", tmp_path / "results"
+@pytest.fixture
+def directory():
+    """Empty, and taken away afterwards: pytest's own stay."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def test_a_report_says_which_peer_failed_and_why_and_its_chart_is_well_formed(directory):
+    parts, results = directory / "parts", directory / "results"
     parts.mkdir()
     summary = {"count": 2, "min": 4, "median": 5, "p99": 6, "max": 6}
     facts = {"machine": "here", "about": "2 cores & more", "lines": ["fast"], "sizes_mib": [128], "beside_mib": 624}
