@@ -55,8 +55,8 @@ static PLACEHOLDER_FILE: OnceLock<FileIdentity> = OnceLock::new();
 /// Where QEMU mapped guest RAM; both 0 until it did.
 static ADDRESS: AtomicUsize = AtomicUsize::new(0);
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
-/// Whether guest RAM is tracked. Held while pieces of it are mapped anew, which would not be.
-static TRACKED: Mutex<bool> = Mutex::new(false);
+/// What tracks guest RAM, if anything does. Held while pieces of it are mapped anew, which would not be tracked.
+static TRACKER: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
 /// What makes two descriptors the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,10 +147,10 @@ pub unsafe extern "C" fn mmap64(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int {
     if advice == libc::MADV_DONTNEED && is_ram(address as usize, length) {
-        let tracked = tracked();
+        let tracker = tracker();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        if !*tracked {
+        if tracker.is_none() {
             // SAFETY: the range lies in guest RAM, whose content the caller gives up; it stays mapped throughout.
             unsafe { libc::syscall(libc::SYS_mmap, address, length, protection, flags, -1, 0_i64) };
         }
@@ -172,8 +172,8 @@ fn is_ram(address: usize, length: usize) -> bool {
     is_inside && address.is_multiple_of(PAGE) && length.is_multiple_of(PAGE)
 }
 
-fn tracked() -> MutexGuard<'static, bool> {
-    TRACKED.lock().unwrap_or_else(PoisonError::into_inner)
+fn tracker() -> MutexGuard<'static, Option<OwnedFd>> {
+    TRACKER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The same mapping flags with private instead of shared, and no swap reserved for pages that may never be written.
@@ -213,18 +213,16 @@ fn with_signals_blocked(action: impl FnOnce()) {
 
 /// Answers requests until the other end of the socket closes.
 fn serve(socket: &OwnedFd) {
-    let mut tracker = None;
     while let Some((request, file)) = receive(socket) {
         let answer = match (request, file) {
-            (b'w', None) => located(),
-            (b'm', Some(file)) => map(&file),
-            (b't', None) => track(&mut tracker),
-            (b'u', None) => {
+            (b'w', None) => with_ram(|_| Ok(())),
+            (b'm', Some(file)) => with_ram(|ram| map(ram, &file)),
+            (b't', None) => with_ram(track),
+            (b'u', None) => with_ram(|_| {
                 // Closing it takes every protection away.
-                tracker = None;
-                *tracked() = false;
-                located()
-            }
+                *tracker() = None;
+                Ok(())
+            }),
             (b'k', Some(file)) => with_ram(|ram| translations::keep(ram, &file)),
             (b'l', None) => with_ram(|_| translations::loaded()),
             _ => failed(libc::EINVAL),
@@ -244,14 +242,14 @@ fn serve(socket: &OwnedFd) {
     }
 }
 
-/// Does something with guest RAM, if there is some yet.
+/// Does something with guest RAM, if there is some yet, and answers where it is.
 fn with_ram(action: impl FnOnce(Ram) -> Result<(), c_int>) -> Answer {
     let (address, length) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
     if address == 0 {
         return failed(libc::EAGAIN);
     }
     match action(Ram { address, length }) {
-        Ok(()) => located(),
+        Ok(()) => [0, address as u64, length as u64],
         Err(errno) => failed(errno),
     }
 }
@@ -260,38 +258,27 @@ fn failed(errno: c_int) -> Answer {
     [u64::from(errno.unsigned_abs()), 0, 0]
 }
 
-fn located() -> Answer {
-    match ADDRESS.load(Ordering::Acquire) {
-        0 => failed(libc::EAGAIN),
-        address => [0, address as u64, LENGTH.load(Ordering::Relaxed) as u64],
-    }
-}
-
 /// Lays a memory file over guest RAM, privately. The guest must not be running.
-fn map(file: &OwnedFd) -> Answer {
-    let (address, length) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
-    if address == 0 {
-        return failed(libc::EAGAIN);
-    }
+fn map(ram: Ram, file: &OwnedFd) -> Result<(), c_int> {
     match identify(file.as_raw_fd()) {
-        Some((_, size)) if size == length => {}
+        Some((_, size)) if size == ram.length => {}
         // Past the end of a shorter file, the first access would kill QEMU.
-        _ => return failed(libc::EMSGSIZE),
+        _ => return Err(libc::EMSGSIZE),
     }
     // SAFETY: the range is exactly the mapping QEMU made of the placeholder and never unmaps while it lives; QEMU
     // treats guest RAM as memory that changes under it, so replacing its content breaks none of its assumptions.
     let mapped = unsafe {
         libc::syscall(
             libc::SYS_mmap,
-            address,
-            length,
+            ram.address,
+            ram.length,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
             file.as_raw_fd(),
             0_i64,
         )
     };
-    if mapped == -1 { failed(last_errno()) } else { located() }
+    if mapped == -1 { Err(last_errno()) } else { Ok(()) }
 }
 
 /// `struct uffdio_api` of `linux/userfaultfd.h`.
@@ -321,27 +308,16 @@ const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 
 /// Starts to track guest RAM, unless it is tracked already. Kernels that cannot answer `EINVAL` or `ENOSYS`.
-fn track(tracker: &mut Option<OwnedFd>) -> Answer {
-    let (address, length) = (ADDRESS.load(Ordering::Acquire), LENGTH.load(Ordering::Relaxed));
-    if address == 0 {
-        return failed(libc::EAGAIN);
+fn track(ram: Ram) -> Result<(), c_int> {
+    let mut tracker = tracker();
+    if tracker.is_none() {
+        *tracker = Some(register(ram)?);
     }
-    if tracker.is_some() {
-        return located();
-    }
-    let mut tracked = tracked();
-    match register(address, length) {
-        Ok(fd) => {
-            *tracked = true;
-            *tracker = Some(fd);
-            located()
-        }
-        Err(errno) => failed(errno),
-    }
+    Ok(())
 }
 
 /// A userfaultfd that has this range registered.
-fn register(address: usize, length: usize) -> Result<OwnedFd, c_int> {
+fn register(ram: Ram) -> Result<OwnedFd, c_int> {
     // Nothing is ever delivered to it, so that no privilege is needed.
     // SAFETY: takes flags alone.
     let fd = unsafe {
@@ -355,8 +331,12 @@ fn register(address: usize, length: usize) -> Result<OwnedFd, c_int> {
     if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) } != 0 {
         return Err(last_errno());
     }
-    let mut register =
-        FaultRegister { start: address as u64, len: length as u64, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
+    let mut register = FaultRegister {
+        start: ram.address as u64,
+        len: ram.length as u64,
+        mode: UFFDIO_REGISTER_MODE_WP,
+        ioctls: 0,
+    };
     // SAFETY: `register` has the layout the request is made for, and outlives the call. Protection that the kernel takes away by
     // itself changes nothing for whoever writes.
     if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) } != 0 {
