@@ -1,8 +1,8 @@
 //! Taking over the machines of an earlier server.
 //!
 //! A machine is given back if it has a note, its process is the one its record names, and its control socket answers.
-//! Nothing is done where a newer Torpor left one that lives. Of everything else, every part is removed: processes (found by their control group), control groups, run
-//! directories, disks.
+//! Nothing is done where a newer Torpor left one that lives. Of everything else, every part is removed: processes (found
+//! by their control group), control groups, run directories, disks.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};

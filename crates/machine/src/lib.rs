@@ -3,8 +3,9 @@
 //! A *machine* is one QEMU process with everything it stands on, its *berth*: a network namespace with a tap, a
 //! working disk, a control group, a user id and a run directory. Machines are started *idle*, before anybody needs
 //! them, and kept in a warm pool for each [`Shape`](torpor_types::Shape). A snapshot is *loaded* into an idle machine:
-//! its memory file is mapped privately over guest RAM (or cloned into the machine's RAM file: see `memory/mod.rs`), its disk is cloned into the file the machine has open, its
-//! device state is read from a socket. Then [`Machine::cont`] lets the guest go on from where it was.
+//! its memory file is mapped privately over guest RAM (or cloned into the machine's RAM file: see `memory/mod.rs`), its
+//! disk is cloned into the file the machine has open, its device state is read from a socket. Then [`Machine::cont`] lets
+//! the guest go on from where it was.
 //!
 //! ```text
 //!  boot ──▶ stopped ──cont──▶ running ──stop_and_capture──▶ captured ──save_memory, open_disk──▶ a snapshot
